@@ -1,0 +1,31 @@
+"""One evaluation."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from utils import Loader
+
+
+@torch.inference_mode()
+def test(model: nn.Module, device: torch.device, test_loader: Loader) -> tuple[float, int]:
+    """Evaluate ``model`` on all of ``test_loader`` and print the result as one line.
+
+    The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64. Returns the loss
+    averaged over the images and the number of images answered right.
+    """
+    model.eval()
+    loss_sum, correct, processed = 0.0, 0, 0
+    for data, target in test_loader:
+        data, target = data.to(device), target.to(device)
+        log_probs = model(data)
+        loss_sum += F.nll_loss(log_probs, target, reduction="sum").item()
+        correct += int((log_probs.argmax(dim=1) == target).sum())
+        processed += len(target)
+    loss = loss_sum / processed
+    accuracy = 100.0 * correct / processed
+    print(f"\nTest set: Average loss: {loss:.4f}, Accuracy: {correct}/{processed} ({accuracy:.2f}%)\n")
+    return loss, correct
+
+
+test.__test__ = False  # type: ignore[attr-defined]  # pytest leaves it alone wherever it is imported
