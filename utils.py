@@ -1,10 +1,11 @@
-"""Data: find and download MNIST, rotate and normalise it, hand it out in batches."""
+"""Data: find, verify and download MNIST, rotate and normalise it, hand it out in batches."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +17,31 @@ from torchvision.transforms import InterpolationMode
 MEAN, STD = 0.1307, 0.3081  # of the training set's pixels, scaled to [0, 1]
 
 
+class MnistFile(NamedTuple):
+    """One file of MNIST, as published: torchvision checks only that it exists."""
+
+    name: str
+    size: int  # bytes
+    sha256: str
+
+
+TRAIN_IMAGES = MnistFile(
+    "train-images-idx3-ubyte", 47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
+)
+TRAIN_LABELS = MnistFile(
+    "train-labels-idx1-ubyte", 60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
+)
+TEST_IMAGES = MnistFile(
+    "t10k-images-idx3-ubyte", 7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
+)
+TEST_LABELS = MnistFile(
+    "t10k-labels-idx1-ubyte", 10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
+)
+FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+
+
 class DataError(Exception):
-    """The dataset can't be had; the message says what to do."""
+    """The dataset can't be had or isn't MNIST; the message says what to do."""
 
 
 class Loader(Protocol):
@@ -28,32 +52,76 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
-def ensure_mnist(data_path: str) -> None:
-    """Download the four files of MNIST to ``data_path``/MNIST/raw where they are missing.
+def raw_folder(data_path: str) -> Path:
+    """Return where torchvision keeps MNIST's files under ``data_path``."""
+    return Path(data_path, "MNIST", "raw")
 
-    Raises ``DataError`` when no mirror has them.
+
+def download(file: MnistFile, raw: Path) -> None:
+    """Fetch ``file`` into ``raw`` from the first of torchvision's mirrors that has it, behind a progress bar.
+
+    Raises ``DataError`` when none has; ``raw`` is then as it was before.
     """
-    raw = Path(data_path, "MNIST", "raw")
-    names = [name.removesuffix(".gz") for name, _ in datasets.MNIST.resources]
-    for archive, md5 in datasets.MNIST.resources:
-        if (raw / archive.removesuffix(".gz")).is_file():
-            continue
-        raw.mkdir(parents=True, exist_ok=True)
-        for mirror in datasets.MNIST.mirrors:
-            # Beside, then into place: a download that breaks off is never taken for the file.
-            with tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as folder:
-                try:
-                    download_and_extract_archive(mirror + archive, folder, md5=md5)
-                except (OSError, EOFError, RuntimeError):
-                    continue
-                os.replace(Path(folder, archive.removesuffix(".gz")), raw / archive.removesuffix(".gz"))
-                break
-        else:
-            urls = ", ".join(mirror + archive for mirror in datasets.MNIST.mirrors)
-            raise DataError(
-                f"MNIST is not in {raw} and could not be downloaded (tried {urls}): "
-                f"put {', '.join(names[:-1])} and {names[-1]} into {raw}"
-            )
+    archive = f"{file.name}.gz"
+    md5 = dict(datasets.MNIST.resources)[archive]
+    urls = [mirror + archive for mirror in datasets.MNIST.mirrors]
+    failures = []
+    for url in urls:
+        # Beside, then into place: a download that breaks off is never taken for the file.
+        with tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as folder:
+            try:
+                download_and_extract_archive(url, folder, md5=md5)
+            except (OSError, EOFError, RuntimeError) as error:
+                failures.append(f"{url}: {error}")
+                continue
+            os.replace(Path(folder, file.name), raw / file.name)
+            return
+    names = [f.name for f in FILES]
+    raise DataError(
+        f"MNIST is not complete and could not be downloaded (tried {'; '.join(failures)}): "
+        f"put {', '.join(names[:-1])} and {names[-1]} into {raw}"
+    )
+
+
+def read_verified(file: MnistFile, raw: Path) -> bytearray:
+    """Return the bytes of ``file`` in ``raw`` once they are what was published.
+
+    Raises ``DataError`` when they are not or can't be read.
+    """
+    path = raw / file.name
+    try:
+        content = bytearray(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest == file.sha256:
+        return content
+    others = {other.sha256: other.name for other in FILES}
+    if digest in others:
+        found = f"the content of {others[digest]}"
+    elif len(content) != file.size:
+        found = f"{len(content):,} bytes where {file.size:,} are expected"
+    else:
+        found = f"SHA-256 {digest} where {file.sha256} is expected"
+    raise DataError(f"{path} is not MNIST's: it has {found}; delete it, and the next run downloads it again")
+
+
+def load_mnist(data_path: str, train: bool) -> tuple[Tensor, Tensor]:
+    """Read MNIST from ``data_path``, in torchvision's layout, downloading what is missing.
+
+    Returns images, uint8 (N, 28, 28), and labels, int64 (N,) in 0 to 9: 60,000 for ``train``, else
+    10,000, in the published order. Raises ``DataError`` when a file can't be had or isn't MNIST's.
+    """
+    raw = raw_folder(data_path)
+    for file in FILES:
+        if not (raw / file.name).exists():
+            raw.mkdir(parents=True, exist_ok=True)
+            download(file, raw)
+    images_file, labels_file = (TRAIN_IMAGES, TRAIN_LABELS) if train else (TEST_IMAGES, TEST_LABELS)
+    # The IDX headers, 16 and 8 bytes, need no parsing: the checksum has vouched for every byte.
+    images = torch.frombuffer(read_verified(images_file, raw), dtype=torch.uint8, offset=16)
+    labels = torch.frombuffer(read_verified(labels_file, raw), dtype=torch.uint8, offset=8)
+    return images.view(-1, 28, 28), labels.long()
 
 
 def get_loaders(
@@ -70,7 +138,8 @@ def get_loaders(
     ±``rotation`` degrees, corners filled with 0; the last batch holds what is left.
     Raises ``DataError`` when the data can't be had.
     """
-    ensure_mnist(data_path)
+    load_mnist(data_path, train=True)
+    load_mnist(data_path, train=False)
     normalise = [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
     rotate = transforms.RandomRotation(rotation, InterpolationMode(interpolation), fill=0)
     train_set = datasets.MNIST(data_path, train=True, transform=transforms.Compose([rotate, *normalise]))
