@@ -18,9 +18,10 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 from checkpoint import Row, RunError, make_run_dir, save_checkpoint, versions, write_metrics
+from cpu import speed_up
 from model import Net
 from test import test
-from train import train
+from train import DivergedError, train
 from utils import DataError, get_loaders
 
 
@@ -60,7 +61,13 @@ def print_summary(model: nn.Module) -> None:
 
 def make_optimizer(model: nn.Module, args: argparse.Namespace, steps: int) -> tuple[SGD, OneCycleLR]:
     """Make SGD and its schedule over ``args.epochs`` epochs of ``steps`` steps each."""
-    optimizer = SGD(model.parameters(), lr=args.lr, momentum=args.momentum, weight_decay=args.weight_decay)
+    optimizer = SGD(
+        model.parameters(),
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
+    )
     total_steps = args.epochs * steps
     scheduler = OneCycleLR(
         optimizer,
@@ -79,13 +86,15 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace, steps: int) -> tu
 def run(args: argparse.Namespace, device: torch.device, output_dir: Path) -> None:
     """Train and evaluate as ``args`` says, tell the story on stdout, leave the results in ``output_dir``."""
     train_loader, test_loader = get_loaders(
-        args.data_path, args.batch_size, args.rotation, args.interpolation, args.seed
+        args.data_path, device, args.batch_size, args.rotation, args.interpolation, args.seed
     )
     torch.manual_seed(args.seed)
     model = Net(args.dropout)
     print(f"Device: {device}")
     print_summary(model)
     model.to(device)
+    if device.type == "cpu":
+        speed_up(model)
     steps = min(len(train_loader), args.limit_train_batches or len(train_loader))
     optimizer, scheduler = make_optimizer(model, args, steps)
 
@@ -146,7 +155,7 @@ def main(args: argparse.Namespace) -> int:
                 run(args, device, Path(folder))
         else:
             run(args, device, make_run_dir(args.output_dir, f"{args.recipe}-seed{args.seed}"))
-    except (DataError, RunError, OSError) as error:
+    except (DataError, RunError, DivergedError, OSError) as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 1
     return 0

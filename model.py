@@ -19,7 +19,7 @@ class Block(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm, dropout = self
-        out: Tensor = dropout(norm(F.relu(conv(x))))
+        out: Tensor = dropout(norm(F.relu(conv(x), inplace=True)))
         return out
 
 
@@ -31,7 +31,7 @@ class Shrink(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         pool, conv = self
-        return F.relu(conv(pool(x)))
+        return F.relu(conv(pool(x)), inplace=True)
 
 
 class Net(nn.Module):

@@ -15,14 +15,16 @@ def test(model: nn.Module, device: torch.device, test_loader: Loader) -> tuple[f
     averaged over the images and the number of images answered right.
     """
     model.eval()
-    loss_sum, correct, processed = 0.0, 0, 0
+    loss_sum = torch.zeros((), device=device)
+    correct_sum = torch.zeros((), dtype=torch.int64, device=device)
+    processed = 0
     for data, target in test_loader:
         data, target = data.to(device), target.to(device)
         log_probs = model(data)
-        loss_sum += F.nll_loss(log_probs, target, reduction="sum").item()
-        correct += int((log_probs.argmax(dim=1) == target).sum())
+        loss_sum += F.nll_loss(log_probs, target, reduction="sum")
+        correct_sum += (log_probs.argmax(dim=1) == target).sum()
         processed += len(target)
-    loss = loss_sum / processed
+    loss, correct = loss_sum.item() / processed, int(correct_sum)
     accuracy = 100.0 * correct / processed
     print(f"\nTest set: Average loss: {loss:.4f}, Accuracy: {correct}/{processed} ({accuracy:.2f}%)\n")
     return loss, correct

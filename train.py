@@ -9,6 +9,12 @@ from tqdm import tqdm
 
 from utils import Loader
 
+BAR_INTERVAL = 25  # batches between two looks at the device, each of which waits for it
+
+
+class DivergedError(Exception):
+    """The loss became NaN or infinite; the message says where."""
+
 
 def train(
     model: nn.Module,
@@ -24,15 +30,20 @@ def train(
     The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64; the model returns
     log-probabilities (N, 10). ``scheduler`` moves after each batch where it is given, and
     ``limit_batches`` ends the epoch early. Returns the mean loss and the accuracy in percent, both
-    over the images as they were seen, with dropout and before each step.
+    over the images as they were seen, with dropout and before each step. Raises ``DivergedError``
+    when a loss is NaN or infinite.
     """
     model.train()
-    loss_sum, correct, processed = 0.0, 0, 0
     steps = min(len(train_loader), limit_batches or len(train_loader))
+    losses = torch.zeros(steps, device=device)
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    processed, rates = 0, []
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in zip(range(steps), train_loader, strict=False):
             data, target = data.to(device), target.to(device)
-            optimizer.zero_grad()
+            rates.append(float(optimizer.param_groups[0]["lr"]))
+            optimizer.zero_grad(set_to_none=True)
             log_probs = model(data)
             loss = F.nll_loss(log_probs, target)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -40,13 +51,22 @@ def train(
             if scheduler is not None:
                 scheduler.step()
 
-            loss_sum += loss.item() * len(target)
-            correct += int((log_probs.argmax(dim=1) == target).sum())
+            losses[batch_id] = loss.detach()
+            loss_sum += loss.detach() * len(target)
+            correct += (log_probs.argmax(dim=1) == target).sum()
             processed += len(target)
-            accuracy = 100.0 * correct / processed
-            bar.set_description(
-                f"Epoch={epoch} Loss={loss.item():.4f} Batch_id={batch_id} Accuracy={accuracy:.2f}%",
-                refresh=False,
-            )
+            if batch_id % BAR_INTERVAL == 0 or batch_id == steps - 1:
+                bad = (~losses.isfinite()).nonzero()
+                if len(bad):
+                    first = int(bad[0])
+                    raise DivergedError(
+                        f"the loss became {losses[first].item()} in epoch {epoch}, batch {first}, "
+                        f"at learning rate {rates[first]:.4g}: try a lower --max-lr"
+                    )
+                bar.set_description(
+                    f"Epoch={epoch} Loss={loss.item():.4f} Batch_id={batch_id} "
+                    f"Accuracy={100.0 * correct.item() / processed:.2f}%",
+                    refresh=False,
+                )
             bar.update()
-    return loss_sum / processed, 100.0 * correct / processed
+    return loss_sum.item() / processed, 100.0 * correct.item() / processed
