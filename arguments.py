@@ -90,6 +90,13 @@ def build_parser(recipe: str) -> argparse.ArgumentParser:
         help="train on the first N batches of each epoch only (default: all)",
     )
     run.add_argument(
+        "--holdout",
+        type=number(0, 50_000, whole=True),
+        default=0,
+        metavar="N",
+        help="hold N images out of the training set and evaluate on them, not on the test set (default: 0)",
+    )
+    run.add_argument(
         "--dry-run",
         action="store_true",
         default=False,
@@ -109,6 +116,7 @@ def build_parser(recipe: str) -> argparse.ArgumentParser:
     add("batch_size", "images in a training step", type=number(1, 60_000, whole=True), metavar="N")
     add("lr", "SGD's learning rate; given here, OneCycleLR starts at it, else at max-lr / div-factor", **rate)
     add("momentum", "SGD's momentum; given here, it is held, else OneCycleLR cycles it", **momentum)
+    add("nesterov", "Nesterov's momentum", action=argparse.BooleanOptionalAction)
     add("weight_decay", "L2 penalty", **share)
     add("max_lr", "peak of OneCycleLR", **rate)
     add("pct_start", "share of the schedule before the peak", **share)
@@ -119,10 +127,18 @@ def build_parser(recipe: str) -> argparse.ArgumentParser:
     add("schedule_interval", "when the learning rate moves", choices=["batch", "epoch"])
     add("rotation", "largest angle in degrees, either way", type=number(0, 180), metavar="DEG")
     add("interpolation", "how a rotated image is sampled", choices=["nearest", "bilinear"])
+    add("translation", "largest shift in pixels, each way", type=number(0, 28), metavar="PX")
     add("dropout", "share of activations dropped", type=number(0, 1, below=True), metavar="X")
+    add("label_smoothing", "share of each target spread over all digits", **share)
+    add(
+        "model_ema_decay",
+        "share that each step keeps of a running average of the weights, which is then what counts; 0: none",
+        type=number(0, 1, below=True),
+        metavar="X",
+    )
     add(
         "target_accuracy",
-        "stop when this test accuracy is reached, in percent",
+        "stop when this accuracy is reached in evaluation, in percent",
         type=number(0, 100, above=True),
         metavar="PCT",
     )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from checkpoint import Row, RunError, make_run_dir, save_checkpoint, versions, write_metrics
 from cpu import speed_up
@@ -66,6 +67,7 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace, steps: int) -> tu
         lr=args.lr,
         momentum=args.momentum,
         weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
     total_steps = args.epochs * steps
@@ -83,11 +85,27 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace, steps: int) -> tu
     return optimizer, scheduler
 
 
+def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Make the running average of ``model``'s weights and statistics; none where ``decay`` is 0."""
+    if decay == 0:
+        return None
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
 def run(args: argparse.Namespace, device: torch.device, output_dir: Path) -> None:
     """Train and evaluate as ``args`` says, tell the story on stdout, leave the results in ``output_dir``."""
     train_loader, test_loader = get_loaders(
-        args.data_path, device, args.batch_size, args.rotation, args.interpolation, args.seed
+        args.data_path,
+        device,
+        args.batch_size,
+        args.rotation,
+        args.interpolation,
+        args.translation,
+        args.seed,
+        args.holdout,
     )
+    part, name = ("holdout", "Held-out set") if args.holdout else ("test", "Test set")
     torch.manual_seed(args.seed)
     model = Net(args.dropout)
     print(f"Device: {device}")
@@ -97,23 +115,27 @@ def run(args: argparse.Namespace, device: torch.device, output_dir: Path) -> Non
         speed_up(model)
     steps = min(len(train_loader), args.limit_train_batches or len(train_loader))
     optimizer, scheduler = make_optimizer(model, args, steps)
+    each_batch = scheduler if args.schedule_interval == "batch" else None
+    ema = make_ema(model, args.model_ema_decay)
+    evaluated = model if ema is None else ema.module
 
     best, rows = 0.0, list[Row]()
     for epoch in range(1, args.epochs + 1):
         print(f"\nEpoch {epoch}/{args.epochs}", flush=True)
         start, lr = time.perf_counter(), float(scheduler.get_last_lr()[0])
-        each_batch = scheduler if args.schedule_interval == "batch" else None
-        train_loss, train_accuracy = train(model, device, train_loader, optimizer, epoch, each_batch, steps)
-        test_loss, correct = test(model, device, test_loader)
-        accuracy = 100.0 * correct / 10_000
+        train_loss, train_accuracy = train(
+            model, device, train_loader, optimizer, epoch, each_batch, steps, args.label_smoothing, ema
+        )
+        test_loss, correct = test(evaluated, device, test_loader, name)
+        accuracy = 100.0 * correct / len(test_loader.labels)
         rows.append(
             {
                 "epoch": epoch,
                 "lr": lr,
                 "train_loss": train_loss,
                 "train_accuracy": train_accuracy,
-                "test_loss": test_loss,
-                "test_accuracy": accuracy,
+                f"{part}_loss": test_loss,
+                f"{part}_accuracy": accuracy,
                 "seconds": round(time.perf_counter() - start, 2),
             }
         )
@@ -121,9 +143,9 @@ def run(args: argparse.Namespace, device: torch.device, output_dir: Path) -> Non
             best = accuracy
             print(f"New best accuracy: {best:.2f}%")
             weights = {
-                "model": model.state_dict(),
+                "model": evaluated.state_dict(),
                 "epoch": epoch,
-                "test_accuracy": accuracy,
+                f"{part}_accuracy": accuracy,
                 "settings": vars(args),
                 "versions": versions(),
             }

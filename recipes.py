@@ -13,6 +13,7 @@ ORIGINAL: Recipe = {
     "batch_size": 128,
     "lr": 0.015,
     "momentum": 0.9,
+    "nesterov": False,
     "weight_decay": 1e-4,
     "max_lr": 0.015,
     "pct_start": 0.2,
@@ -23,7 +24,10 @@ ORIGINAL: Recipe = {
     "schedule_interval": "epoch",
     "rotation": 7.0,
     "interpolation": "nearest",
+    "translation": 0.0,
     "dropout": 0.05,
+    "label_smoothing": 0.0,
+    "model_ema_decay": 0.0,
     "target_accuracy": 99.4,
 }
 

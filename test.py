@@ -8,11 +8,13 @@ from utils import Loader
 
 
 @torch.inference_mode()
-def test(model: nn.Module, device: torch.device, test_loader: Loader) -> tuple[float, int]:
+def test(
+    model: nn.Module, device: torch.device, test_loader: Loader, name: str = "Test set"
+) -> tuple[float, int]:
     """Evaluate ``model`` on all of ``test_loader`` and print the result as one line.
 
-    The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64. Returns the loss
-    averaged over the images and the number of images answered right.
+    The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64; ``name`` says in the
+    line which set they are. Returns the loss averaged over the images and the number answered right.
     """
     model.eval()
     loss_sum = torch.zeros((), device=device)
@@ -26,7 +28,7 @@ def test(model: nn.Module, device: torch.device, test_loader: Loader) -> tuple[f
         processed += len(target)
     loss, correct = loss_sum.item() / processed, int(correct_sum)
     accuracy = 100.0 * correct / processed
-    print(f"\nTest set: Average loss: {loss:.4f}, Accuracy: {correct}/{processed} ({accuracy:.2f}%)\n")
+    print(f"\n{name}: Average loss: {loss:.4f}, Accuracy: {correct}/{processed} ({accuracy:.2f}%)\n")
     return loss, correct
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from utils import Loader
@@ -24,12 +25,16 @@ def train(
     epoch: int,
     scheduler: LRScheduler | None = None,
     limit_batches: int | None = None,
+    label_smoothing: float = 0.0,
+    ema: AveragedModel | None = None,
 ) -> tuple[float, float]:
     """Train ``model`` for one pass over ``train_loader``, behind a progress bar on stderr.
 
     The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64; the model returns
-    log-probabilities (N, 10). ``scheduler`` moves after each batch where it is given, and
-    ``limit_batches`` ends the epoch early. Returns the mean loss and the accuracy in percent, both
+    log-probabilities (N, 10). ``scheduler`` moves, and ``ema`` takes the new weights in,
+    after each batch where they are given; ``limit_batches`` ends the epoch early, and
+    ``label_smoothing`` is the share of each target spread over all digits (Szegedy et al., 2016).
+    Returns the mean loss and the accuracy in percent, both
     over the images as they were seen, with dropout and before each step. Raises ``DivergedError``
     when a loss is NaN or infinite.
     """
@@ -46,10 +51,14 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             log_probs = model(data)
             loss = F.nll_loss(log_probs, target)
+            if label_smoothing > 0:
+                loss = torch.lerp(loss, -log_probs.mean(), label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
+            if ema is not None:
+                ema.update_parameters(model)
 
             losses[batch_id] = loss.detach()
             loss_sum += loss.detach() * len(target)

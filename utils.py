@@ -129,13 +129,16 @@ def normalise(images: Tensor) -> Tensor:
     return images.float().div_(255 * STD).sub_(MEAN / STD)
 
 
-def rotate(images: Tensor, degrees: Tensor, interpolation: str = "nearest") -> Tensor:
+def rotate(
+    images: Tensor, degrees: Tensor, interpolation: str = "nearest", shift: Tensor | None = None
+) -> Tensor:
     """Rotate each image anticlockwise by its own angle, about its centre, corners filled with 0.
 
     ``images``, (N, 1, H, W), holds pixels from 0 to 255 in float32, as does what is returned;
     ``degrees`` is (N,), float32; ``interpolation`` is 'nearest' or 'bilinear'. Pixel by pixel what
     ``torchvision.transforms.functional.rotate`` makes of uint8 tensors, up to float rounding at
-    the border between two pixels or grey levels.
+    the border between two pixels or grey levels. ``shift``, (N, 2), float32, moves where each image
+    is taken from by so many pixels to the right and down.
     """
     _, _, height, width = images.shape
     radians = torch.deg2rad(degrees)
@@ -149,6 +152,8 @@ def rotate(images: Tensor, degrees: Tensor, interpolation: str = "nearest") -> T
     half = torch.tensor([width / 2, height / 2], device=images.device)  # grid_sample counts in half sizes
     basis = torch.stack([torch.stack([x, y], dim=-1) / half, torch.stack([-y, x], dim=-1) / half])
     grid = (cos_sin @ basis.flatten(start_dim=1)).view(-1, height, width, 2)
+    if shift is not None:
+        grid = grid + (shift / half)[:, None, None, :]
     rotated = F.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
     return rotated.round_() if interpolation == "bilinear" else rotated
 
@@ -159,7 +164,8 @@ class DeviceLoader:
     ``images`` is uint8 (N, 28, 28), ``labels`` int64 (N,). Yields images (B, 1, 28, 28), float32,
     normalised, and targets (B,), the last batch holding what is left. With a ``generator``, which
     lies on the same device, each pass comes in a new order, and each image rotated by an angle
-    drawn uniformly from ±``rotation`` degrees. Nothing goes back to the host on the way.
+    drawn uniformly from ±``rotation`` degrees and shifted, both ways, by up to ``translation`` pixels.
+    Nothing goes back to the host on the way.
     """
 
     def __init__(
@@ -170,9 +176,10 @@ class DeviceLoader:
         generator: torch.Generator | None = None,
         rotation: float = 0.0,
         interpolation: str = "nearest",
+        translation: float = 0.0,
     ) -> None:
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.generator, self.rotation, self.interpolation = generator, rotation, interpolation
+        self.images, self.labels, self.batch_size, self.generator = images, labels, batch_size, generator
+        self.rotation, self.interpolation, self.translation = rotation, interpolation, translation
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
@@ -188,10 +195,24 @@ class DeviceLoader:
         for start in range(0, len(order), self.batch_size):
             index = order[start : start + self.batch_size]
             images = self.images.index_select(0, index)[:, None].float()
-            if self.rotation > 0:
-                turn = torch.rand(len(index), generator=self.generator, device=device) * 2 - 1
-                images = rotate(images, turn * self.rotation, self.interpolation)
+            if self.rotation > 0 or self.translation > 0:
+                # Columns: the angle, and the shift to the right and down, each uniform in [-1, 1).
+                draw = torch.rand(len(index), 3, generator=self.generator, device=device) * 2 - 1
+                shift = draw[:, 1:] * self.translation if self.translation > 0 else None
+                images = rotate(images, draw[:, 0] * self.rotation, self.interpolation, shift)
             yield normalise(images), self.labels.index_select(0, index)
+
+
+def split_holdout(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Choose ``count`` of the ``labels``, int64 (N,), so that each class keeps its share.
+
+    Returns the indices of the others and of the chosen, int64, always the same for the same labels.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(9798))
+    by_class = order[labels[order].argsort(stable=True)]
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[by_class[torch.arange(count) * len(labels) // max(count, 1)]] = True
+    return (~chosen).nonzero().view(-1), chosen.nonzero().view(-1)
 
 
 def get_loaders(
@@ -200,15 +221,28 @@ def get_loaders(
     batch_size: int = 128,
     rotation: float = 7.0,
     interpolation: str = "nearest",
+    translation: float = 0.0,
     seed: int = 1,
+    holdout: int = 0,
 ) -> tuple[DeviceLoader, DeviceLoader]:
-    """Put MNIST on ``device`` and make the loaders of its 60,000 training and 10,000 test images.
+    """Put MNIST on ``device`` and make the loaders for training and for evaluation.
 
-    ``seed`` determines the order and the rotations of the training images. Raises ``DataError``
+    They hold the 60,000 training and the 10,000 test images; with ``holdout``, that many training
+    images are kept for evaluation instead, the same ones always, and the test set stays out of it.
+    ``seed`` determines the order, rotations and shifts of the training images. Raises ``DataError``
     when the data can't be had.
     """
-    images, labels = (tensor.to(device) for tensor in load_mnist(data_path, train=True))
+    images, labels = load_mnist(data_path, train=True)
+    if holdout:
+        train_index, holdout_index = split_holdout(labels, holdout)
+        test_images, test_labels = images[holdout_index], labels[holdout_index]
+        images, labels = images[train_index], labels[train_index]
+    else:
+        test_images, test_labels = load_mnist(data_path, train=False)
     generator = torch.Generator(device).manual_seed(seed)
-    train_loader = DeviceLoader(images, labels, batch_size, generator, rotation, interpolation)
-    images, labels = (tensor.to(device) for tensor in load_mnist(data_path, train=False))
-    return train_loader, DeviceLoader(images, labels, EVALUATION_BATCH)
+    return (
+        DeviceLoader(
+            images.to(device), labels.to(device), batch_size, generator, rotation, interpolation, translation
+        ),
+        DeviceLoader(test_images.to(device), test_labels.to(device), EVALUATION_BATCH),
+    )
