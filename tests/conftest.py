@@ -1,0 +1,48 @@
+"""What several tests share: the real dataset, and a short real run."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # ahead of the standard library, also where pytest itself imported its test
+
+from utils import load_mnist  # noqa: E402
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def data_path() -> str:
+    """The folder that holds MNIST; downloaded where it is missing, like for a user."""
+    path = str(ROOT / "data")
+    load_mnist(path, train=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def train_set(data_path: str) -> tuple[torch.Tensor, torch.Tensor]:
+    return load_mnist(data_path, train=True)
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Run ``python main.py`` with the given flags, as a user does; the folder is ``cwd``."""
+
+    def run(*flags: str, cwd: Path = ROOT, **options: object) -> "subprocess.CompletedProcess[str]":
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            [sys.executable, str(ROOT / "main.py"), *flags],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+            **options,  # type: ignore[call-overload]
+        )
+        return done
+
+    return run
