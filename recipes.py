@@ -31,5 +31,18 @@ ORIGINAL: Recipe = {
     "target_accuracy": 99.4,
 }
 
-RECIPES: dict[str, Recipe] = {"original": ORIGINAL}
-DEFAULT_RECIPE = "original"
+# Chosen on held-out training images (benchmarks/results/tries.md): the schedule moves with each batch and
+# peaks ten times higher, dropout is lighter, and the running average of the weights is what counts.
+RELIABLE: Recipe = ORIGINAL | {
+    "epochs": 13,
+    "nesterov": True,
+    "max_lr": 0.15,
+    "schedule_interval": "batch",
+    "rotation": 10.0,
+    "interpolation": "bilinear",
+    "dropout": 0.02,
+    "model_ema_decay": 0.998,
+}
+
+RECIPES: dict[str, Recipe] = {"original": ORIGINAL, "reliable": RELIABLE}
+DEFAULT_RECIPE = "reliable"
