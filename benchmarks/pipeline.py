@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ BATCH = 128
 TRAIN_BATCHES, TEST_IMAGES = 469, 10_000  # in a whole epoch
 PARTS = ("data", "step", "epoch")
 Parts = dict[str, Callable[[], None]]
+Seconds = dict[str, dict[str, list[float]]]
 
 
 def forever(loader: Any) -> Iterator[Any]:
@@ -125,10 +126,54 @@ def ours(data_path: str, device: Any, batches: int, images: int) -> Parts:
     return {"data": data_part, "step": step_part, "epoch": epoch_part}
 
 
-def child(name: str, args: argparse.Namespace) -> None:
-    """Serve one pipeline: a part's name on stdin, its seconds on stdout; at the end its peak memory."""
+def serve(parts: Parts, wait: Callable[[], None]) -> None:
+    """Be a child of ``take_turns``: a part's name on stdin, its seconds on stdout; then its peak memory."""
     import resource
 
+    for line in sys.stdin:
+        wait()
+        start = time.perf_counter()
+        parts[line.strip()]()
+        wait()
+        print(time.perf_counter() - start, flush=True)
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(peak * (1 if sys.platform == "darwin" else 1024), flush=True)
+
+
+def take_turns(
+    commands: dict[str, list[str]], parts: Sequence[str], turns: int
+) -> tuple[Seconds, dict[str, int]]:
+    """Start ``commands``, each a process that calls ``serve``, and let them do ``parts`` in turns.
+
+    Returns the seconds by part and by command, a value a turn, and each command's peak memory in bytes.
+    """
+    children = {
+        name: subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        for name, command in commands.items()
+    }
+
+    def ask(name: str, part: str) -> float:
+        process = children[name]
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(part + "\n")
+        process.stdin.flush()
+        return float(process.stdout.readline())
+
+    seconds: Seconds = {part: {name: [] for name in commands} for part in parts}
+    for turn in range(turns + 1):  # the first warms up
+        for part in parts:
+            for name in list(commands)[:: 1 if turn % 2 else -1]:
+                taken = ask(name, part)
+                if turn:
+                    seconds[part][name].append(taken)
+    peaks = {name: int(process.communicate()[0]) for name, process in children.items()}
+    return seconds, peaks
+
+
+def child(name: str, args: argparse.Namespace) -> None:
+    """Be the pipeline called ``name``."""
     import torch
 
     from main import select_device
@@ -144,54 +189,10 @@ def child(name: str, args: argparse.Namespace) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    for line in sys.stdin:
-        wait()
-        start = time.perf_counter()
-        parts[line.strip()]()
-        wait()
-        print(time.perf_counter() - start, flush=True)
-    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(peak * (1 if sys.platform == "darwin" else 1024), flush=True)
+    serve(parts, wait)
 
 
-def measure(
-    names: list[str], args: argparse.Namespace
-) -> tuple[dict[str, dict[str, list[float]]], dict[str, int]]:
-    """Let the pipelines take turns; return the seconds of each part's turns, and each one's peak memory."""
-    flags = [f"--{key.replace('_', '-')}={getattr(args, key)}" for key in ("data_path", "device", "batches")]
-    children = {
-        name: subprocess.Popen(
-            [sys.executable, __file__, f"--child={name}", *flags],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        for name in names
-    }
-
-    def ask(name: str, part: str) -> float:
-        process = children[name]
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(part + "\n")
-        process.stdin.flush()
-        return float(process.stdout.readline())
-
-    seconds: dict[str, dict[str, list[float]]] = {part: {name: [] for name in names} for part in PARTS}
-    for turn in range(args.turns + 1):  # the first warms up
-        for part in PARTS:
-            for name in names if turn % 2 else names[::-1]:
-                taken = ask(name, part)
-                if turn:
-                    seconds[part][name].append(taken)
-    peaks = {}
-    for name, process in children.items():
-        out, _ = process.communicate()
-        peaks[name] = int(out)
-    return seconds, peaks
-
-
-def report(seconds: dict[str, dict[str, list[float]]], rivals: list[str], batches: int) -> dict[str, Any]:
+def report(seconds: Seconds, rivals: list[str], batches: int) -> dict[str, Any]:
     """Print each part's medians and ratio, against the faster rival, and return the same as plain data."""
     result: dict[str, Any] = {}
     for part in PARTS:
@@ -230,7 +231,9 @@ def main() -> None:
     cuda = select_device(args.device).type == "cuda"
     args.batches = args.batches or (TRAIN_BATCHES if cuda else 20)
     rivals = ["conventional1"] if cuda else ["conventional0", "conventional1"]
-    seconds, peaks = measure([*rivals, "ours"], args)
+    flags = [f"--data-path={args.data_path}", f"--device={args.device}", f"--batches={args.batches}"]
+    commands = {name: [sys.executable, __file__, f"--child={name}", *flags] for name in [*rivals, "ours"]}
+    seconds, peaks = take_turns(commands, PARTS, args.turns)
     machine = torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} cores, {platform.machine()}"
     where = {"machine": machine, "threads": torch.get_num_threads(), **versions(), "turns": args.turns}
     print(", ".join(f"{key} {value}" for key, value in where.items()))
