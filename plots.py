@@ -17,7 +17,7 @@ from torch import Tensor
 # Okabe and Ito's colours (2008), told apart by colour-blind readers too.
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
 WIDTH, DPI = 5.2, 200  # inches: on a phone a point of text is then about a CSS pixel
-SHOWN = 180  # wrong images in the figure at most: a trained network has some 60, a bad one thousands
+SHOWN = 150  # wrong images in the figure at most: a trained network has some 60, a bad one thousands
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -96,12 +96,12 @@ def confusion(counts: Tensor) -> bytes:
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         # The diagonal has one flat colour of its own: on one scale with 1,000 a count of 5 can't be seen.
-        axes.imshow(np.where(mistakes > 0, mistakes, np.nan), cmap="Oranges", vmin=-most / 4, vmax=most)
+        axes.imshow(np.where(mistakes > 0, mistakes, np.nan), cmap="Oranges", vmin=-most / 4, vmax=1.2 * most)
         axes.imshow(np.where(np.eye(10, dtype=bool), 1.0, np.nan), cmap=ListedColormap(["#dfe7ee"]))
         for true in range(10):
             for said in range(10):
                 count = int(table[true, said])
-                colour = "white" if true != said and count > 0.5 * most else INK
+                colour = "white" if true != said and count > 0.6 * most else INK
                 if count:
                     axes.text(said, true, f"{count}", ha="center", va="center", color=colour)
         axes.set(xticks=range(10), yticks=range(10), xlabel="the network's answer", ylabel="true digit")
@@ -117,11 +117,11 @@ def confusion(counts: Tensor) -> bytes:
 
 
 def mistakes(images: Tensor, labels: Tensor, said: Tensor, sure: Tensor) -> bytes:
-    """Draw ``images``, uint8 (N, 28, 28), in their order, six to a line, at most ``SHOWN``.
+    """Draw ``images``, uint8 (N, 28, 28), in their order, five to a line, at most ``SHOWN``.
 
     Under each stand its ``labels`` entry, the answer ``said``, int64 (N,), and ``sure``, its probability.
     """
-    columns, pitch_x, pitch_y = 6, 32, 37  # pixels of MNIST from one image to the next
+    columns, pitch_x, pitch_y = 5, 32, 37  # pixels of MNIST from one image to the next
     count = min(len(images), SHOWN)
     lines = max(-(-count // columns), 1)
 
@@ -132,7 +132,7 @@ def mistakes(images: Tensor, labels: Tensor, said: Tensor, sure: Tensor) -> byte
             top, left = i // columns * pitch_y, i % columns * pitch_x + 2
             sheet[top : top + 28, left : left + 28] = images[i].numpy()
             text = f"{labels[i]} → {said[i]}, {100 * sure[i]:.1f} %"
-            axes.text(left + 13.5, top + 31.5, text, ha="center", va="center", fontsize=7.5)
+            axes.text(left + 13.5, top + 31.5, text, ha="center", va="center", fontsize=8.5)
         axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
         axes.set_axis_off()
         if not count:
@@ -181,7 +181,7 @@ def filters(weights: Tensor) -> bytes:
         bar.outline.set_visible(False)
         bar.set_label("weight")
 
-    return png(3.0, draw)
+    return png(3.3, draw)
 
 
 def reliability(

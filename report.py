@@ -100,7 +100,7 @@ th, td { padding: .2rem .5rem .2rem 0; border-top: 1px solid var(--line); text-a
   vertical-align: top; overflow-wrap: anywhere; }
 thead th { border-top: 0; overflow-wrap: normal; }
 th { font-weight: 600; }
-td.number, th.number { text-align: right; }
+td.number, th.number { text-align: right; overflow-wrap: normal; }
 details { margin-top: .75rem; }
 summary { cursor: pointer; font-size: .9rem; }
 .scroll { overflow-x: auto; }
@@ -117,9 +117,9 @@ $sections
 """)
 
 
-def percent(share: float, digits: int = 2) -> str:
+def percent(share: float) -> str:
     """Write ``share``, in [0, 1], in percent."""
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+    return f"{100 * share:.2f}\N{NO-BREAK SPACE}%"
 
 
 def lead(rows: list[Row], part: str, epoch: int, right: int, total: int) -> str:
@@ -127,18 +127,16 @@ def lead(rows: list[Row], part: str, epoch: int, right: int, total: int) -> str:
     low, high = (float(end) for end in wilson(torch.tensor(right), torch.tensor(total)))
     last, column = rows[-1], f"{part}_accuracy"
     of_epoch = next(row[column] for row in rows if row["epoch"] == epoch) / 100
-    text = f"The weights of epoch {epoch} read {right:,} of the {total:,} <b>test images</b> right; with so "
-    text += f"many images, 95 % confidence reaches from {percent(low)} to {percent(high)}."
+    text = f"The weights of epoch {epoch} read {right:,} of the {total:,} <b>test images</b> right "
+    text += f"(95 % confidence interval for so many: {percent(low)} to {percent(high)})."
+    text += "</p>\n<p>The epoch was chosen by its accuracy on "
     if part == "test":
-        text += "</p>\n<p>The epoch was chosen by its accuracy on these same images, so the figure is "
-        text += "optimistic. "
-        ending = "on the test set"
-        if abs(of_epoch - right / total) > 1e-9:
-            text += f"(In training, they were {percent(of_epoch)}: another device rounds otherwise.) "
+        text, ending = f"{text}these same images, so the figure is optimistic. ", "on the test set"
+        if abs(of_epoch - right / total) > 1e-9:  # trained on another device, which rounds otherwise?
+            text += f"metrics.csv has {percent(of_epoch)} for this epoch. "
     else:
-        text += "</p>\n<p>The epoch was chosen by its accuracy on a held-out part of the training set, "
-        text += f"{percent(of_epoch)}; the test images had no part in it and were first seen here. "
-        ending = "on the held-out part"
+        text += f"a held-out part of the training set, {percent(of_epoch)}; the test images had no part in "
+        text, ending = f"{text}it and were first seen here. ", "on the held-out part"
     if last["epoch"] == epoch:
         text += "It is the last epoch too."
     else:
@@ -150,9 +148,8 @@ def table(head: list[str], lines: list[list[str]], number: bool = False) -> str:
     """Return an HTML table of plain text."""
     kind = ' class="number"' if number else ""
     text = "".join(f'<th scope="col"{kind}>{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell in line) + "</tr>\n" for line in lines
-    )
+    rows = ["".join(f"<td{kind}>{escape(cell)}</td>" for cell in line) for line in lines]
+    body = "".join(f"<tr>{row}</tr>\n" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{text}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 
@@ -179,7 +176,7 @@ def run_figures(model: Net, rows: list[Row], part: str, epoch: int) -> list[Figu
             plots.curves(rows, part, name, epoch),
             "Training",
             f"Training set and {name}, from metrics.csv; loss and wrong answers on logarithmic scales. "
-            "Training's are of the images as they were seen: rotated, with dropout, before each step. "
+            "Training's are of images as seen in training: rotated, with dropout, before each step. "
             "The learning rate is that at the epoch's start.",
             f"Loss, accuracy and learning rate in epochs 1 to {last['epoch']:.0f}; accuracy on the {name} "
             f"from {first[f'{part}_accuracy']:.2f} % to {last[f'{part}_accuracy']:.2f} %.",
@@ -209,7 +206,7 @@ def answer_figures(images: Tensor, labels: Tensor, said: Tensor, sure: Tensor, s
             "confusion.png",
             plots.confusion(counts),
             "What it takes for what",
-            f"{source} Only mistakes are coloured, the darker the more frequent; an empty field is 0.",
+            f"{source} The stronger a mistake's colour, the more frequent it is; an empty field is 0.",
             f"Confusion matrix with {len(wrong):,} mistakes; the most frequent, {int(mistakes.max())} times: "
             f"{true} taken for {taken}.",
         ),
@@ -217,7 +214,7 @@ def answer_figures(images: Tensor, labels: Tensor, said: Tensor, sure: Tensor, s
             "digits.png",
             plots.digits(right, total, *wilson(right, total)),
             "Digit by digit",
-            f"{source} The bars are 95 % confidence: chance alone may part digits whose bars overlap.",
+            f"{source} The bars are 95 % confidence intervals: chance may part digits whose bars overlap.",
             f"Accuracy by digit: {by_digit}.",
         ),
         Figure(
@@ -226,7 +223,7 @@ def answer_figures(images: Tensor, labels: Tensor, said: Tensor, sure: Tensor, s
             "How sure, and how right",
             f"{source} Its answers in {len(binned)} bins by the probability it gave them. Expected "
             f"calibration error: <b>{percent(ece)}</b> (Guo et al. 2017, “On Calibration of Modern Neural "
-            "Networks”). The bars are 95 % confidence.",
+            "Networks”). The bars are 95 % confidence intervals.",
             f"Reliability diagram: expected calibration error {percent(ece)}; {int(binned[-1]):,} of "
             f"{len(labels):,} answers are in the surest bin.",
         ),
@@ -269,11 +266,11 @@ def write_report(folder: Path, data_path: str) -> str:
     training, filters = run_figures(model, rows, part, epoch)
     figures = [training, *answer_figures(images, labels, said, sure, source), filters]
     sections = [section(training, epochs_table(rows, part)), *map(section, figures[1:])]
-    for title, name in [("Settings", "settings"), ("Trained with", "versions")]:
+    for title, name in [("Settings in best.pt", "settings"), ("Versions in best.pt", "versions")]:
         entries = checkpoint.get(name)
         pairs = entries.items() if isinstance(entries, dict) else []
-        lines = [[str(key), "" if value is None else str(value)] for key, value in pairs]
-        sections.append(f"<section>\n<h2>{title}</h2>\n{table(['', 'from best.pt'], lines)}</section>")
+        lines = [[str(key), "–" if value is None else str(value)] for key, value in pairs]
+        sections.append(f"<section>\n<h2>{title}</h2>\n{table(['name', 'value'], lines)}</section>")
     page = PAGE.substitute(
         name=escape(folder.resolve().name),
         accuracy=percent(right / len(labels)),

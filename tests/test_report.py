@@ -339,7 +339,7 @@ def test_the_command_on_mnist(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
     command = [sys.executable, "report.py", str(folder)]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr  # on it, matplotlib may say that it builds its font cache
     assert re.search(r"report\.html: [\d,]+ of 10,000 test images right, epoch 2\n$", done.stdout)
     assert {path.name for path in folder.iterdir()} == WRITTEN | {"best.pt", "metrics.csv"}
     assert "of the 10,000 test images right" in read_page(folder).text
