@@ -100,7 +100,8 @@ th, td { padding: .2rem .5rem .2rem 0; border-top: 1px solid var(--line); text-a
   vertical-align: top; overflow-wrap: anywhere; }
 thead th { border-top: 0; overflow-wrap: normal; }
 th { font-weight: 600; }
-td.number, th.number { text-align: right; overflow-wrap: normal; }
+td.number, th.number { padding-right: .3rem; font-size: .8rem; text-align: right;
+  overflow-wrap: normal; }
 details { margin-top: .75rem; }
 summary { cursor: pointer; font-size: .9rem; }
 .scroll { overflow-x: auto; }
@@ -176,7 +177,7 @@ def run_figures(model: Net, rows: list[Row], part: str, epoch: int) -> list[Figu
             plots.curves(rows, part, name, epoch),
             "Training",
             f"Training set and {name}, from metrics.csv; loss and wrong answers on logarithmic scales. "
-            "Training's are of images as seen in training: rotated, with dropout, before each step. "
+            "Training's are of images as seen in training: distorted, with dropout, before each step. "
             "The learning rate is that at the epoch's start.",
             f"Loss, accuracy and learning rate in epochs 1 to {last['epoch']:.0f}; accuracy on the {name} "
             f"from {first[f'{part}_accuracy']:.2f} % to {last[f'{part}_accuracy']:.2f} %.",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from model import Net
-from utils import MEAN, STD
+from utils import normalise
 
 
 @torch.inference_mode()
@@ -13,8 +13,7 @@ def answers(model: Net, images: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns its answers, int64 (N,), and the probability that it gives each, float64 (N,) in (0, 1].
     """
-    pixels = (images.unsqueeze(1).float() / 255 - MEAN) / STD
-    log_probs = torch.cat([model(batch) for batch in torch.split(pixels, 1000)])
+    log_probs = torch.cat([model(normalise(batch)) for batch in torch.split(images, 1000)])
     sure, said = log_probs.double().max(dim=1)
     return said, sure.exp()
 
