@@ -13,7 +13,7 @@ def answers(model: Net, images: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns its answers, int64 (N,), and the probability that it gives each, float64 (N,) in (0, 1].
     """
-    log_probs = torch.cat([model(normalise(batch)) for batch in torch.split(images, 1000)])
+    log_probs = torch.cat([model(normalise(batch)) for batch in torch.split(images.unsqueeze(1), 1000)])
     sure, said = log_probs.double().max(dim=1)
     return said, sure.exp()
 
