@@ -1,0 +1,136 @@
+"""Bring any picture of a digit into MNIST's own form.
+
+MNIST's authors (LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist/) took black-and-white digits, scaled
+each to fit 20×20 pixels, its aspect kept, by anti-aliasing, and put its centre of mass at the centre of 28×28.
+``prepare`` does the same to a picture as it comes, in these steps. All numbers are float64; round(x) is
+floor(x + 0.5); a pixel's centre has its whole-number index as coordinate.
+
+``load`` makes colours of the file:
+
+1.  Turn the picture as its EXIF tag says. 16-bit greys are divided by 65535, 8-bit values by 255; 32-bit
+    and floating-point greys are stretched from their own minimum and maximum to 0 and 1.
+2.  If a side is longer than 1,000 pixels, average blocks of k×k pixels, k = ceil(longer side / 1000).
+3.  Lay a transparent picture on white or black, whichever is further from the mean colour of what is opaque
+    (weighted by alpha), white if equal; the distance of two colours is the largest over R, G, B.
+
+``find_ink`` tells ink from background, dark on light, light on dark or coloured:
+
+4.  The background is the median, channel by channel, of these pixels: first row, last row, and first and last
+    column without their ends (of an even number the mean of the middle two).
+5.  ink = each pixel's distance (as in 3) from the background. Blank if its maximum is below 0.1.
+
+``centre`` makes the digit one of MNIST's:
+
+6.  Divide ink by its maximum; then ink = clip((ink - 0.25) / 0.5, 0, 1). What differs from the background by
+    less than a quarter of the strongest stroke is paper, its grain and its shading; what differs by more than
+    three quarters is stroke, evenly inked as in MNIST's black-and-white originals. The cut is symmetric about
+    one half, so that it leaves the edge of a blurred stroke where it was.
+7.  Crop to the smallest box that holds every pixel above 0: h rows, w columns.
+8.  Its new size is h' = max(1, round(20 h / max(h, w))) rows and w' = max(1, round(20 w / max(h, w))) columns:
+    ink = R(h, h') @ ink @ R(w, w').T, with the matrix R(n, m), m×n,
+    if m < n: R[i, j] = length of the overlap of [i n/m, (i+1) n/m] with [j, j+1], times m/n (area average);
+    else: with x = clip((i + 0.5) n/m - 0.5, 0, n-1), R[i, j] = max(0, 1 - |x - j|) (linear, identity if m = n).
+9.  Divide by the maximum again: thin strokes, spread over whole pixels, get back to full strength.
+10. Centre of mass: cy = sum(y ink) / sum(ink), cx likewise. In 28×28 zeros, put the array's first row at
+    clip(round(14 - cy), 0, 28 - h'), its first column at clip(round(14 - cx), 0, 28 - w').
+    (14, not 13.5: there lies the centre of mass in MNIST's files, to half a pixel in 9,999 of 10,000.)
+
+``prepare`` returns round(255 × that), as uint8.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Floats = NDArray[np.float64]
+
+LONGEST_SIDE = 1000  # pixels; more would only cost time, as 20 are left in the end
+MIN_CONTRAST = 0.1  # of the way from black to white
+LOW, HIGH = 0.25, 0.75  # of the strongest stroke: below is paper, above is ink
+DIGIT, FRAME = 20, 28  # pixels: the digit's longer side, the picture's sides
+
+
+class PictureError(Exception):
+    """No digit can be had from a picture; the message says why."""
+
+
+def load(picture: Image.Image) -> Floats:
+    """Return the colours of ``picture``, RGB (H, W, 3) in [0, 1]: steps 1 to 3.
+
+    Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        low, high, picture = 0.0, 65535.0, picture.convert("I")
+    elif picture.mode in ("I", "F"):
+        low, high = (float(value) for value in picture.getextrema())  # type: ignore[arg-type]
+    else:
+        low, high, picture = 0.0, 255.0, picture.convert("RGBA")
+    longer = max(picture.size)
+    if longer > LONGEST_SIDE:
+        picture = picture.reduce(math.ceil(longer / LONGEST_SIDE))
+    values = (np.asarray(picture, dtype=np.float64) - low) / max(high - low, 1e-9)
+    if values.ndim == 2:
+        return np.repeat(values[:, :, None], 3, axis=2)
+    rgb, alpha = values[:, :, :3], values[:, :, 3:]
+    opaque = (rgb * alpha).sum(axis=(0, 1)) / max(alpha.sum(), 1e-9)
+    ground = 1.0 if (1 - opaque).max() >= opaque.max() else 0.0
+    return np.asarray(rgb * alpha + ground * (1 - alpha))
+
+
+def find_ink(rgb: Floats) -> Floats:
+    """Return how far each pixel of ``rgb`` (H, W, 3) is from the background, (H, W) in [0, 1]: steps 4 and 5.
+
+    Raises ``PictureError`` where the picture is blank.
+    """
+    border = np.concatenate([rgb[0], rgb[-1], rgb[1:-1, 0], rgb[1:-1, -1]])
+    ink: Floats = np.abs(rgb - np.median(border, axis=0)).max(axis=2)
+    if not ink.max() >= MIN_CONTRAST:
+        raise PictureError("it is blank: nothing in it stands out from the background")
+    return ink
+
+
+def resampling(n: int, m: int) -> Floats:
+    """Return the matrix (m, n) that resamples n values to m: area average if fewer, else linear (step 8)."""
+    if m < n:
+        edges = np.arange(m + 1)[:, None] * (n / m)
+        j = np.arange(n)
+        overlap = np.minimum(edges[1:], j + 1) - np.maximum(edges[:-1], j)
+        return np.maximum(overlap, 0) * (m / n)
+    x = np.clip((np.arange(m) + 0.5) * (n / m) - 0.5, 0, n - 1)
+    return np.maximum(0, 1 - np.abs(x[:, None] - np.arange(n)))
+
+
+def centre(ink: Floats) -> Floats:
+    """Return the digit in ``ink``, (H, W), 0 or more and not all 0, as MNIST has it: steps 6 to 10.
+
+    The result is (28, 28) in [0, 1], the digit light on dark.
+    """
+    ink = np.clip((ink / ink.max() - LOW) / (HIGH - LOW), 0, 1)
+    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+    height, width = ink.shape
+    scale = DIGIT / max(height, width)
+    new_height, new_width = (max(1, math.floor(side * scale + 0.5)) for side in (height, width))
+    ink = resampling(height, new_height) @ ink @ resampling(width, new_width).T
+    ink = ink / ink.max()
+
+    mass = ink.sum()
+    top = math.floor(FRAME / 2 - np.arange(new_height) @ ink.sum(axis=1) / mass + 0.5)
+    left = math.floor(FRAME / 2 - np.arange(new_width) @ ink.sum(axis=0) / mass + 0.5)
+    top = min(max(top, 0), FRAME - new_height)
+    left = min(max(left, 0), FRAME - new_width)
+    framed = np.zeros((FRAME, FRAME))
+    framed[top : top + new_height, left : left + new_width] = ink
+    return framed
+
+
+def prepare(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return the digit in ``picture`` as MNIST has it, uint8 (28, 28), light on dark: steps 1 to 10.
+
+    Raises ``PictureError`` where the picture is blank, and what ``load`` raises.
+    """
+    return np.floor(centre(find_ink(load(picture))) * 255 + 0.5).astype(np.uint8)
