@@ -1,9 +1,9 @@
 """Bring any picture of a digit into MNIST's own form.
 
-MNIST's authors (LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist/) took black-and-white digits, scaled
-each to fit 20×20 pixels, its aspect kept, by anti-aliasing, and put its centre of mass at the centre of 28×28.
-``prepare`` does the same to a picture as it comes, in these steps. All numbers are float64; round(x) is
-floor(x + 0.5); a pixel's centre has its whole-number index as coordinate.
+MNIST's authors (LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist/) took black-and-white digits,
+scaled each to fit 20×20 pixels, its aspect kept, by anti-aliasing, and put its centre of mass at the centre
+of 28×28. ``prepare`` does the same to a picture as it comes, in the steps below. All numbers are float64;
+round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coordinate.
 
 ``load`` makes colours of the file:
 
@@ -26,10 +26,10 @@ floor(x + 0.5); a pixel's centre has its whole-number index as coordinate.
     three quarters is stroke, evenly inked as in MNIST's black-and-white originals. The cut is symmetric about
     one half, so that it leaves the edge of a blurred stroke where it was.
 7.  Crop to the smallest box that holds every pixel above 0: h rows, w columns.
-8.  Its new size is h' = max(1, round(20 h / max(h, w))) rows and w' = max(1, round(20 w / max(h, w))) columns:
+8.  Its new size is h' = max(1, round(20 h / max(h, w))) by w' = max(1, round(20 w / max(h, w))):
     ink = R(h, h') @ ink @ R(w, w').T, with the matrix R(n, m), m×n,
     if m < n: R[i, j] = length of the overlap of [i n/m, (i+1) n/m] with [j, j+1], times m/n (area average);
-    else: with x = clip((i + 0.5) n/m - 0.5, 0, n-1), R[i, j] = max(0, 1 - |x - j|) (linear, identity if m = n).
+    else: R[i, j] = max(0, 1 - |x - j|) with x = clip((i + 0.5) n/m - 0.5, 0, n - 1) (linear).
 9.  Divide by the maximum again: thin strokes, spread over whole pixels, get back to full strength.
 10. Centre of mass: cy = sum(y ink) / sum(ink), cx likewise. In 28×28 zeros, put the array's first row at
     clip(round(14 - cy), 0, 28 - h'), its first column at clip(round(14 - cx), 0, 28 - w').
@@ -39,10 +39,12 @@ floor(x + 0.5); a pixel's centre has its whole-number index as coordinate.
 """
 
 import math
+import warnings
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Floats = NDArray[np.float64]
 
@@ -94,13 +96,16 @@ def find_ink(rgb: Floats) -> Floats:
 
 def resampling(n: int, m: int) -> Floats:
     """Return the matrix (m, n) that resamples n values to m: area average if fewer, else linear (step 8)."""
+    weights: Floats
     if m < n:
         edges = np.arange(m + 1)[:, None] * (n / m)
         j = np.arange(n)
         overlap = np.minimum(edges[1:], j + 1) - np.maximum(edges[:-1], j)
-        return np.maximum(overlap, 0) * (m / n)
+        weights = np.maximum(overlap, 0) * (m / n)
+        return weights
     x = np.clip((np.arange(m) + 0.5) * (n / m) - 0.5, 0, n - 1)
-    return np.maximum(0, 1 - np.abs(x[:, None] - np.arange(n)))
+    weights = np.maximum(0, 1 - np.abs(x[:, None] - np.arange(n)))
+    return weights
 
 
 def centre(ink: Floats) -> Floats:
@@ -134,3 +139,27 @@ def prepare(picture: Image.Image) -> NDArray[np.uint8]:
     Raises ``PictureError`` where the picture is blank, and what ``load`` raises.
     """
     return np.floor(centre(find_ink(load(picture))) * 255 + 0.5).astype(np.uint8)
+
+
+def read(file: BinaryIO) -> NDArray[np.uint8]:
+    """Return the digit in the picture that ``file`` holds, as ``prepare`` does; an animation's first frame.
+
+    Raises ``PictureError`` where there is none: no picture, a damaged, enormous or blank one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged metadata: if the pixels can be had, that is enough
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file) as picture:
+                return prepare(picture)
+        except PictureError:
+            raise
+        except UnidentifiedImageError:
+            raise PictureError("it is not a picture that Pillow can read") from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise PictureError(f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        except (
+            Exception
+        ) as error:  # Pillow's decoders have no common error: each raises what it stumbles over
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise PictureError(f"it is damaged: {reason}") from None
