@@ -21,11 +21,13 @@ round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coord
 
 ``centre`` makes the digit one of MNIST's:
 
-6.  Divide ink by its maximum; then ink = clip((ink - 0.25) / 0.5, 0, 1). What differs from the background by
-    less than a quarter of the strongest stroke is paper, its grain and its shading; what differs by more than
-    three quarters is stroke, evenly inked as in MNIST's black-and-white originals. The cut is symmetric about
-    one half, so that it leaves the edge of a blurred stroke where it was.
-7.  Crop to the smallest box that holds every pixel above 0: h rows, w columns.
+6.  Divide ink by its maximum; then ink = clip((ink - 0.15) / 0.7, 0, 1). So paper, its grain and most of
+    its shading become 0, and strokes even, as in MNIST's black-and-white originals. The cut is symmetric
+    about one half, so that it leaves the edge of a blurred stroke where it was.
+7.  Crop to the digit's box, h rows by w columns. Only strong ink counts for it: ink where ink >= 0.35, else
+    0. Its first row is the first down to which, itself included, lies more than 1 % of all strong ink, its last
+    row the last up from which, itself included, lies more than 1 %; columns likewise. So neither shading nor
+    a few specks far from the digit widen it.
 8.  Its new size is h' = max(1, round(20 h / max(h, w))) by w' = max(1, round(20 w / max(h, w))):
     ink = R(h, h') @ ink @ R(w, w').T, with the matrix R(n, m), m×n,
     if m < n: R[i, j] = length of the overlap of [i n/m, (i+1) n/m] with [j, j+1], times m/n (area average);
@@ -50,7 +52,8 @@ Floats = NDArray[np.float64]
 
 LONGEST_SIDE = 1000  # pixels; more would only cost time, as 20 are left in the end
 MIN_CONTRAST = 0.1  # of the way from black to white
-LOW, HIGH = 0.25, 0.75  # of the strongest stroke: below is paper, above is ink
+LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
+STRONG, SPECKS = 0.35, 0.01  # ink that counts for the digit's box; share of it that may lie outside at a side
 DIGIT, FRAME = 20, 28  # pixels: the digit's longer side, the picture's sides
 
 
@@ -108,14 +111,22 @@ def resampling(n: int, m: int) -> Floats:
     return weights
 
 
+def span(sums: Floats) -> slice:
+    """Return where the digit lies, given the strong ``sums`` of the rows or the columns, (n,): step 7."""
+    least = SPECKS * sums.sum()
+    inside = (np.cumsum(sums) > least) & (np.cumsum(sums[::-1])[::-1] > least)
+    first, last = np.flatnonzero(inside)[[0, -1]]
+    return slice(int(first), int(last) + 1)
+
+
 def centre(ink: Floats) -> Floats:
     """Return the digit in ``ink``, (H, W), 0 or more and not all 0, as MNIST has it: steps 6 to 10.
 
     The result is (28, 28) in [0, 1], the digit light on dark.
     """
     ink = np.clip((ink / ink.max() - LOW) / (HIGH - LOW), 0, 1)
-    rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
-    ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    strong = np.where(ink >= STRONG, ink, 0)
+    ink = ink[span(strong.sum(axis=1)), span(strong.sum(axis=0))]
 
     height, width = ink.shape
     scale = DIGIT / max(height, width)
