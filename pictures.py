@@ -25,9 +25,9 @@ round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coord
     its shading become 0, and strokes even, as in MNIST's black-and-white originals. The cut is symmetric
     about one half, so that it leaves the edge of a blurred stroke where it was.
 7.  Crop to the digit's box, h rows by w columns. Only strong ink counts for it: ink where ink >= 0.35, else
-    0. Its first row is the first down to which, itself included, lies more than 1 % of all strong ink, its last
-    row the last up from which, itself included, lies more than 1 %; columns likewise. So neither shading nor
-    a few specks far from the digit widen it.
+    0. Its first row is the first down to which, itself included, lies more than 1 % of all strong ink; its
+    last row is the last up from which, itself included, lies more than 1 %; columns likewise. So neither
+    shading nor a few specks far from the digit widen it.
 8.  Its new size is h' = max(1, round(20 h / max(h, w))) by w' = max(1, round(20 w / max(h, w))):
     ink = R(h, h') @ ink @ R(w, w').T, with the matrix R(n, m), m×n,
     if m < n: R[i, j] = length of the overlap of [i n/m, (i+1) n/m] with [j, j+1], times m/n (area average);
@@ -129,8 +129,8 @@ def centre(ink: Floats) -> Floats:
     ink = ink[span(strong.sum(axis=1)), span(strong.sum(axis=0))]
 
     height, width = ink.shape
-    scale = DIGIT / max(height, width)
-    new_height, new_width = (max(1, math.floor(side * scale + 0.5)) for side in (height, width))
+    longer = max(height, width)
+    new_height, new_width = (max(1, math.floor(DIGIT * side / longer + 0.5)) for side in (height, width))
     ink = resampling(height, new_height) @ ink @ resampling(width, new_width).T
     ink = ink / ink.max()
 
