@@ -43,7 +43,7 @@ from torch import Tensor
 from checkpoint import RunError, load_net, newest_weights
 from model import Net
 from pictures import PictureError, read
-from utils import MEAN, STD
+from utils import normalise
 
 
 def complain(message: str) -> None:
@@ -71,8 +71,7 @@ def read_digit(name: str) -> Tensor | None:
 @torch.inference_mode()
 def classify(model: Net, digits: Tensor) -> Tensor:
     """Return the probabilities, float32 (N, 10), of ``digits``, uint8 (N, 28, 28), in one forward pass."""
-    images = (digits.unsqueeze(1).float() / 255 - MEAN) / STD
-    log_probs: Tensor = model(images)
+    log_probs: Tensor = model(normalise(digits.unsqueeze(1)))
     return log_probs.exp()
 
 

@@ -1,0 +1,339 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from numpy.typing import NDArray
+from PIL import Image
+
+from checkpoint import load_net
+from model import Net
+from pictures import Floats, PictureError, centre, prepare, read, resampling
+from utils import MEAN, STD, load_mnist
+
+ROOT = Path(__file__).parent.parent
+Bytes = NDArray[np.uint8]
+Set = tuple[Bytes, Bytes]
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    return load_net(ROOT / "weights" / "best.pt")[0]
+
+
+@pytest.fixture(scope="module")
+def test_set() -> Set:
+    images, labels = load_mnist(str(ROOT / "data"), train=False)
+    return images.numpy(), labels.numpy()
+
+
+@pytest.fixture(scope="module")
+def ten(test_set: Set) -> Bytes:
+    """The second test image of each digit (the first 5 is one that people, too, take for a 6)."""
+    images, labels = test_set
+    return np.stack([images[np.flatnonzero(labels == digit)[1]] for digit in range(10)])
+
+
+@torch.inference_mode()
+def answers(net: Net, digits: list[Bytes]) -> list[int]:
+    images = torch.from_numpy(np.stack(digits)).unsqueeze(1) / 255
+    answers: list[int] = net((images - MEAN) / STD).argmax(dim=1).tolist()
+    return answers
+
+
+def enlarged(digit: Bytes, side: int = 168) -> Floats:
+    """Return ``digit`` as the share of ink, (side, side) in [0, 1]."""
+    image = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.float64) / 255
+
+
+def painted(ink: Floats, colour: tuple[int, int, int], paper: tuple[int, int, int]) -> Image.Image:
+    rgb = np.array(paper) + ink[:, :, None] * (np.array(colour) - np.array(paper))
+    return Image.fromarray((rgb + 0.5).astype(np.uint8))
+
+
+def black_on_white(digit: Bytes, mode: str) -> Image.Image:
+    """Return ``digit`` enlarged, black on white, in ``mode``."""
+    grey = 1 - enlarged(digit)
+    if mode == "I;16":
+        return Image.fromarray((grey * 65535).astype(np.uint16))
+    if mode == "I;16B":
+        size = (grey.shape[1], grey.shape[0])
+        return Image.frombytes(mode, size, (grey * 65535).astype(">u2").tobytes())
+    if mode in ("I", "F"):
+        return Image.fromarray((grey * 60000).astype(np.int32 if mode == "I" else np.float32))
+    if mode in ("HSV", "LAB", "YCbCr", "CMYK", "RGBa"):
+        first = "RGBA" if mode == "RGBa" else "RGB"
+        if mode == "LAB":
+            flat = np.full_like(grey, 128)  # a and b of grey, as Pillow stores them
+            lab = np.stack([grey * 255, flat, flat], axis=2).astype(np.uint8)
+            return Image.frombytes("LAB", (grey.shape[1], grey.shape[0]), lab.tobytes())
+        return Image.fromarray((grey * 255).astype(np.uint8)).convert(first).convert(mode)
+    return Image.fromarray((grey * 255).astype(np.uint8)).convert(mode)
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I;16B", "I", "F"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode(mode: str, net: Net, ten: Bytes) -> None:
+    pictures = [black_on_white(digit, mode) for digit in ten]
+    assert {picture.mode for picture in pictures} == {mode}
+    assert answers(net, [prepare(picture) for picture in pictures]) == list(range(10))
+
+
+def test_sixteen_bits_are_read_as_eight() -> None:
+    values = np.random.default_rng(1).integers(0, 256, (40, 50), dtype=np.uint8)
+    eight, sixteen = Image.fromarray(values), Image.fromarray(values.astype(np.uint16) * 257)
+    assert sixteen.mode == "I;16"
+    assert np.array_equal(prepare(eight), prepare(sixteen))
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 30, 30), (120, 120, 120)])
+@pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 255, 255)])
+def test_transparent_ground(
+    colour: tuple[int, int, int], hidden: tuple[int, int, int], net: Net, ten: Bytes
+) -> None:
+    pictures = []
+    for digit in ten:
+        ink = enlarged(digit)
+        rgba = np.empty((*ink.shape, 4), dtype=np.uint8)
+        rgba[:, :, :3] = np.where(ink[:, :, None] > 0, colour, hidden)
+        rgba[:, :, 3] = np.round(255 * ink)
+        pictures.append(Image.fromarray(rgba))
+    assert answers(net, [prepare(picture) for picture in pictures]) == list(range(10))
+
+
+def test_palette_with_transparency(net: Net, ten: Bytes) -> None:
+    digits = []
+    for digit in ten:
+        picture = Image.fromarray((enlarged(digit) > 0.5).astype(np.uint8))
+        picture.putpalette([255, 255, 255, 250, 250, 250])  # white on transparent white
+        file = io.BytesIO()
+        picture.save(file, "PNG", transparency=0)
+        assert Image.open(file).mode == "P"
+        digits.append(read(file))
+    assert answers(net, digits) == list(range(10))
+
+
+COLOURS = [((255, 255, 0), (0, 0, 200)), ((220, 0, 0), (0, 130, 0)), ((90, 90, 90), (140, 140, 140))]
+
+
+@pytest.mark.parametrize(("colour", "paper"), COLOURS)
+def test_colours_either_way(
+    colour: tuple[int, int, int], paper: tuple[int, int, int], net: Net, ten: Bytes
+) -> None:
+    for pair in [(colour, paper), (paper, colour)]:
+        digits = [prepare(painted(enlarged(digit), *pair)) for digit in ten]
+        assert answers(net, digits) == list(range(10))
+
+
+def test_inverting_changes_nothing(test_set: Set) -> None:
+    for digit in test_set[0][:50]:
+        light, dark = prepare(Image.fromarray(digit)), prepare(Image.fromarray(255 - digit))
+        assert np.abs(light.astype(int) - dark).max() <= 1
+
+
+@pytest.mark.parametrize("where", [(0, 0), (0, 432), (432, 0), (432, 432), (100, 300)])
+def test_place_changes_nothing(where: tuple[int, int], ten: Bytes) -> None:
+    top, left = where
+    for digit in ten:
+        frame = np.zeros((600, 600))
+        frame[top : top + 168, left : left + 168] = enlarged(digit)
+        placed, alone = (painted(ink, (0, 0, 0), (255, 255, 255)) for ink in (frame, enlarged(digit)))
+        assert np.array_equal(prepare(placed), prepare(alone))
+
+
+@pytest.mark.parametrize("side", [20, 28, 56, 400])
+def test_every_size(side: int, net: Net, ten: Bytes) -> None:
+    pictures = [painted(enlarged(digit, side), (0, 0, 0), (255, 255, 255)) for digit in ten]
+    assert answers(net, [prepare(picture) for picture in pictures]) == list(range(10))
+
+
+def test_large_picture(net: Net, ten: Bytes) -> None:
+    picture = Image.fromarray(255 - ten[7]).resize((4000, 3000), Image.Resampling.BICUBIC)
+    assert answers(net, [prepare(picture)]) == [7]
+
+
+T = Image.Transpose
+STORED = {  # how a camera stores what is to be seen upright, by the EXIF standard's orientation
+    1: None,
+    2: T.FLIP_LEFT_RIGHT,
+    3: T.ROTATE_180,
+    4: T.FLIP_TOP_BOTTOM,
+    5: T.TRANSPOSE,
+    6: T.ROTATE_90,
+    7: T.TRANSVERSE,
+    8: T.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation(orientation: int, ten: Bytes) -> None:
+    upright = Image.fromarray(255 - ten[7])
+    turn = STORED[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    (upright.transpose(turn) if turn is not None else upright).save(file, "PNG", exif=exif)
+    assert np.array_equal(read(file), prepare(upright))
+
+
+def test_digits_of_mnist_stay_what_they_are(net: Net, test_set: Set) -> None:
+    images, labels = test_set[0][::5], test_set[1][::5]  # 2,000
+    prepared = [prepare(Image.fromarray(image)) for image in images]
+    before = np.mean(answers(net, list(images)) == labels)
+    after = np.mean(answers(net, prepared) == labels)
+    assert after > before - 0.01
+    centres = np.array([centre_of_mass(digit) for digit in prepared])
+    assert np.abs(centres - 14).max() < 0.51  # as in MNIST itself, and 0.01 for rounding to uint8
+
+
+def centre_of_mass(image: NDArray[np.generic]) -> Floats:
+    weights = torch.as_tensor(np.asarray(image, dtype=np.float64))
+    y, x = torch.meshgrid(torch.arange(28), torch.arange(28), indexing="ij")
+    return np.array([((weights * axis).sum() / weights.sum()).item() for axis in (y, x)])
+
+
+inks = npst.arrays(
+    np.float64,
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    elements=st.floats(0, 1, width=32),
+    fill=st.just(0.0),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(inks)
+def test_every_digit_is_20_long_and_centred(ink: Floats) -> None:
+    if ink.max() < 0.1:
+        return
+    digit = centre(ink)
+    assert digit.shape == (28, 28)
+    assert digit.min() >= 0
+    assert digit.max() == 1
+    rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
+    assert max(np.ptp(rows), np.ptp(columns)) < 20
+    for middle, used in zip(centre_of_mass(digit), (rows, columns), strict=True):
+        # As near to 14 as whole pixels allow, unless the digit would leave the frame.
+        assert abs(middle - 14) <= 0.5 + 1e-9 or used[0] == 0 or used[-1] == 27
+
+
+def test_longer_side_is_20_pixels() -> None:
+    for height, width in [(20, 20), (100, 37), (9, 250), (1, 300), (5, 2)]:
+        ink = np.zeros((310, 310))
+        ink[3 : 3 + height, 5 : 5 + width] = 1
+        digit = centre(ink)
+        scale = 20 / max(height, width)
+        assert digit.any(axis=1).sum() == max(1, int(height * scale + 0.5))
+        assert digit.any(axis=0).sum() == max(1, int(width * scale + 0.5))
+
+
+def test_specks_and_grain_do_not_widen_the_digit(net: Net, ten: Bytes) -> None:
+    rng = np.random.default_rng(2)
+    digits = []
+    for digit in ten:
+        ink = np.zeros((300, 300))
+        ink[70:238, 60:228] = enlarged(digit)
+        shade = np.linspace(0, 0.3, 300)[:, None]
+        ink = np.clip(0.9 * (1 - ink) - shade + rng.normal(0, 0.02, ink.shape), 0, 1)
+        ink[5, 5] = ink[290, 280] = 0
+        digits.append(prepare(Image.fromarray((255 * ink).astype(np.uint8))))
+    assert answers(net, digits) == list(range(10))
+
+
+@pytest.mark.parametrize(("n", "m"), [(7, 3), (20, 19), (100, 20), (5, 1), (20, 20)])
+def test_shrinking_averages_areas(n: int, m: int) -> None:
+    values = np.random.default_rng(3).random(n)
+    expected = np.repeat(values, m).reshape(m, n).mean(axis=1)  # m copies of each, in m groups of n
+    assert np.allclose(resampling(n, m) @ values, expected)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (3, 7), (5, 20), (19, 20), (20, 20)])
+def test_enlarging_is_linear(n: int, m: int) -> None:
+    values = np.random.default_rng(4).random(n)
+    expected = F.interpolate(torch.from_numpy(values)[None, None], size=m, mode="linear", align_corners=False)
+    assert np.allclose(resampling(n, m) @ values, expected[0, 0].numpy())
+
+
+def png_of(width: int, height: int) -> bytes:
+    """Return a PNG of a few bytes that claims to hold ``width`` times ``height`` grey pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+        + chunk(b"IEND", b"")
+    )
+
+
+def saved(picture: Image.Image, kind: str) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind)
+    return file.getvalue()
+
+
+SAMPLE = painted(np.eye(40), (10, 20, 30), (250, 250, 250))
+BLANK = Image.new("RGB", (50, 40), (130, 130, 130))
+BAD = [
+    (saved(BLANK, "PNG"), "blank"),
+    (saved(Image.new("RGBA", (9, 9), (0, 0, 0, 0)), "PNG"), "blank"),
+    (saved(Image.new("F", (9, 9), float("nan")), "TIFF"), "blank"),
+    (saved(Image.new("L", (1, 1)), "PNG"), "blank"),
+    (b"", "not a picture"),
+    (b"seven\n", "not a picture"),
+    (saved(SAMPLE, "PNG")[:-60], "damaged"),
+    (saved(SAMPLE, "JPEG")[:-200], "damaged"),
+    (png_of(10_000, 10_000), "too large"),
+    (png_of(2**31 - 1, 2**31 - 1), "too large"),
+]
+
+
+@pytest.mark.parametrize(("content", "reason"), BAD)
+def test_no_digit(content: bytes, reason: str) -> None:
+    with pytest.raises(PictureError, match=reason) as caught:
+        read(io.BytesIO(content))
+    assert "\n" not in str(caught.value)
+
+
+def outcome(content: bytes) -> None:
+    try:
+        digit = read(io.BytesIO(content))
+    except PictureError as error:
+        assert str(error).isprintable()
+    else:
+        assert digit.shape == (28, 28)
+        assert digit.dtype == np.uint8
+        assert digit.max() == 255
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"\xff\xd8\xff", b"II*\0", b"P6 "]),
+    st.binary(),
+)
+def test_any_bytes(start: bytes, content: bytes) -> None:
+    outcome(start + content)
+
+
+KINDS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "PCX", "JPEG2000"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(KINDS), st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4)), max_size=4))
+def test_damaged_files(kind: str, changes: list[tuple[int, bytes]]) -> None:
+    content = bytearray(saved(SAMPLE.convert("P") if kind == "GIF" else SAMPLE, kind))
+    for place, patch in changes:
+        content[place : place + len(patch)] = patch
+    outcome(bytes(content))
