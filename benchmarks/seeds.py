@@ -29,14 +29,6 @@ TARGET = 99.4
 Row = dict[str, Any]
 
 
-def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % interval, in [0, 1], of the share ``successes`` / ``n`` (Wilson, JASA 22, 1927)."""
-    share, width = successes / n, z * z / n
-    centre = (share + width / 2) / (1 + width)
-    half = z * math.sqrt(share * (1 - share) / n + width / (4 * n)) / (1 + width)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def student(freedom: int, level: float = 0.975) -> float:
     """Return the quantile of Student's t with ``freedom`` degrees, by integrating its density."""
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
@@ -96,9 +88,13 @@ def environment(args: argparse.Namespace, threads: str) -> Row:
 
 def summarise(rows: list[Row]) -> str:
     """Say what the rows prove, in plain lines."""
+    from torch import tensor
+
+    from scores import wilson
+
     n, part = len(rows), rows[0]["evaluated_on"]
     reached = [row for row in rows if row["epoch_reached"] != "none"]
-    low, high = wilson(len(reached), n)
+    low, high = (float(end) for end in wilson(tensor(len(reached)), tensor(n)))
     last = [float(row["last"]) for row in rows]
     lines = [
         f"runs                    {n} (seeds {rows[0]['seed']} to {rows[-1]['seed']}), {rows[0]['device']}, "

@@ -22,17 +22,6 @@ def load(name: str) -> ModuleType:
 seeds = load("seeds")
 
 
-@pytest.mark.parametrize("successes, n", [(10, 10), (0, 10), (95, 100), (1, 3)])
-def test_wilson_solves_the_score_equation(successes: int, n: int) -> None:
-    """The ends are the shares that lie 1.96 of their own standard errors from what was seen."""
-    for end in seeds.wilson(successes, n):
-        if 1e-9 < end < 1 - 1e-9:
-            error = (end * (1 - end) / n) ** 0.5
-            assert abs(abs(successes / n - end) / error - 1.959964) < 1e-4
-        else:
-            assert abs(end - successes / n) < 1e-9
-
-
 def test_student_is_the_tables() -> None:
     for freedom, quantile in [(1, 12.706), (2, 4.303), (9, 2.262), (30, 2.042), (99, 1.984)]:
         assert abs(seeds.student(freedom) - quantile) < 2e-3
