@@ -42,7 +42,7 @@ def array(values: Tensor) -> str:
     if values.dim() > 1:
         return "{\n" + ",\n".join(array(row) for row in values) + "}"
     numbers = ", ".join(f"{value!s}{suffix}" for value in values.numpy())
-    return "{" + textwrap.fill(numbers, width=110) + "}"
+    return "{\n" + textwrap.fill(numbers, width=110, break_on_hyphens=False) + "}"
 
 
 def split(conv: nn.Conv2d, int8: bool) -> tuple[Tensor, Tensor, Tensor]:
