@@ -1,0 +1,266 @@
+"use strict";
+
+// ---- The network -------------------------------------------------------------------------------
+
+// MEAN, STD, STEPS and NUMBERS, float32 in base64, stand in the page; exports/web.py says what they are.
+const numbers = new Float32Array(Uint8Array.from(atob(NUMBERS), (c) => c.charCodeAt(0)).buffer);
+
+/** Convolve maps (inputs, side, side) with kernels (outputs, inputs, size, size), zeros around. */
+function convolve(maps, side, { inputs, outputs, size, relu }, kernels, biases) {
+  const area = side * side, reach = (size - 1) / 2, result = new Float32Array(outputs * area);
+  for (let output = 0, k = 0; output < outputs; output++) {
+    const out = result.subarray(output * area, (output + 1) * area).fill(biases[output]);
+    for (let input = 0; input < inputs; input++) {
+      for (let dy = -reach; dy <= reach; dy++) {
+        for (let dx = -reach; dx <= reach; dx++, k++) {
+          for (let y = Math.max(0, -dy); y < Math.min(side, side - dy); y++) {
+            const from = input * area + (y + dy) * side + dx;
+            for (let x = Math.max(0, -dx); x < Math.min(side, side - dx); x++) {
+              out[y * side + x] += kernels[k] * maps[from + x];
+            }
+          }
+        }
+      }
+    }
+  }
+  return relu ? result.map((value) => Math.max(0, value)) : result;
+}
+
+/** Halve the side of maps (channels, side, side) by the maximum of each 2 × 2 pixels. */
+function pool(maps, side) {
+  const half = side / 2;
+  return new Float32Array(maps.length / 4).map((_, i) => {
+    const at = 2 * side * Math.floor(i / half) + 2 * (i % half);
+    return Math.max(maps[at], maps[at + 1], maps[at + side], maps[at + side + 1]);
+  });
+}
+
+/** Return the ten log-probabilities of a picture: 28 × 28 bytes, row by row, 0 for paper to 255 for ink. */
+function network(picture) {
+  let maps = Float32Array.from(picture, (value) => (value / 255 - MEAN) / STD), side = 28, read = 0;
+  const take = (count) => numbers.subarray(read, read += count);
+  for (const step of STEPS) {
+    const area = side * side;
+    if (step.kind === "conv") {
+      const kernels = take(step.outputs * step.inputs * step.size ** 2);
+      maps = convolve(maps, side, step, kernels, take(step.outputs));
+    } else if (step.kind === "norm") {
+      const factors = take(step.channels), summands = take(step.channels);
+      maps = maps.map((value, i) => value * factors[Math.floor(i / area)] + summands[Math.floor(i / area)]);
+    } else if (step.kind === "pool") {
+      maps = pool(maps, side);
+      side /= 2;
+    } else {
+      maps = new Float32Array(maps.length / area)
+        .map((_, i) => maps.subarray(i * area, (i + 1) * area).reduce((a, b) => a + b) / area);
+    }
+  }
+  const top = Math.max(...maps), log = top + Math.log(maps.reduce((sum, value) => sum + Math.exp(value - top), 0));
+  return maps.map((value) => value - log);
+}
+
+// ---- The picture: steps 4 to 10 of pictures.py ---------------------------------------------------
+
+const largest = (values) => values.reduce((a, b) => Math.max(a, b), 0);
+const sum = (values) => values.reduce((a, b) => a + b, 0);
+const clip = (value, low, high) => Math.min(Math.max(value, low), high);
+const round = (value) => Math.floor(value + 0.5);
+
+function dot(a, b) {
+  let total = 0;
+  for (let i = 0; i < a.length; i++) total += a[i] * b[i];
+  return total;
+}
+
+/** Return the m rows, of n numbers each, of the matrix that resamples n values to m (step 8). */
+function resampling(n, m) {
+  const each = n / m;
+  return Array.from({ length: m }, (_, i) => Float64Array.from({ length: n }, (_, j) => m < n
+    ? Math.max(0, Math.min((i + 1) * each, j + 1) - Math.max(i * each, j)) / each
+    : Math.max(0, 1 - Math.abs(clip((i + 0.5) * each - 0.5, 0, n - 1) - j))));
+}
+
+/** Return what MNIST would make of side × side bytes: 28 × 28, row by row, 0 to 255; null of a blank. */
+function prepare(drawing, side) {
+  const border = drawing.filter((_, i) => i < side || i >= side * (side - 1) || i % side % (side - 1) === 0).sort();
+  const ground = (border[border.length / 2 - 1] + border[border.length / 2]) / 2;                    // step 4
+  let ink = Float64Array.from(drawing, (value) => Math.abs(value - ground) / 255);                   // 5
+  const strongest = largest(ink);
+  if (strongest < 0.1) return null;
+  ink = ink.map((value) => clip((value / strongest - 0.25) / 0.5, 0, 1));                            // 6
+
+  let top = side, bottom = -1, left = side, right = -1;                                              // 7
+  ink.forEach((value, i) => {
+    if (value === 0) return;
+    const y = Math.floor(i / side), x = i % side;
+    top = Math.min(top, y), bottom = Math.max(bottom, y), left = Math.min(left, x), right = Math.max(right, x);
+  });
+  const h = bottom - top + 1, w = right - left + 1;
+  const [height, width] = [h, w].map((length) => Math.max(1, round(length * (20 / Math.max(h, w)))));  // 8
+  const down = resampling(h, height), across = resampling(w, width);
+  const rows = Array.from({ length: h }, (_, y) => ink.subarray((top + y) * side + left, (top + y) * side + right + 1));
+  const columns = across.map((weights) => rows.map((row) => dot(weights, row)));
+  const digit = down.map((weights) => columns.map((column) => dot(weights, column)));
+
+  const peak = largest(digit.flat());                                                                // 9
+  const masses = digit.map(sum), mass = sum(masses);                                                 // 10
+  const cy = sum(masses.map((m, y) => m * y)) / mass;
+  const cx = sum(digit.map((row) => sum(row.map((value, x) => value * x)))) / mass;
+  const y0 = clip(round(14 - cy), 0, 28 - height), x0 = clip(round(14 - cx), 0, 28 - width);
+  const picture = new Uint8Array(28 * 28);
+  digit.forEach((row, y) => picture.set(row.map((value) => round(255 * value / peak)), (y0 + y) * 28 + x0));
+  return picture;
+}
+
+// ---- The page ----------------------------------------------------------------------------------
+
+const SIDE = 280;     // pixels of the drawing that is read; the one that is shown has the screen's
+const PEN = 0.075;    // the pen's width; this and all positions are shares of the drawing area's side
+const NUDGE = 0.025;  // how far an arrow key moves the pen
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+
+const get = (id) => document.getElementById(id);
+const pad = get("pad"), screen = pad.getContext("2d"), seen = get("seen").getContext("2d");
+const copy = new OffscreenCanvas(SIDE, SIDE).getContext("2d", { willReadFrequently: true });
+const bars = Array.from({ length: 10 }, (_, digit) => {
+  const row = get("bars").insertRow();
+  row.innerHTML = `<th scope="row">${digit}</th><td><div></div></td><td></td>`;
+  return row;
+});
+let strokes = [];        // each a list of positions [x, y]
+let stroke = null;       // the one being drawn, by pointer or by keys
+const pen = { x: 0.5, y: 0.2, visible: false };  // the keyboard's
+const held = new Set();  // the arrow keys that are down: two of them move the pen diagonally
+
+function paint(context, side, colour) {
+  context.lineCap = context.lineJoin = "round";
+  context.lineWidth = PEN * side;
+  context.strokeStyle = colour;
+  for (const points of strokes) {
+    context.beginPath();
+    context.moveTo(points[0][0] * side, points[0][1] * side + 0.01);  // a line of no length may leave no dot
+    for (const [x, y] of points) context.lineTo(x * side, y * side);
+    context.stroke();
+  }
+}
+
+/** Return the drawing as SIDE × SIDE bytes, row by row, 0 for paper to 255 for ink. */
+function drawing() {
+  copy.fillStyle = "black";
+  copy.fillRect(0, 0, SIDE, SIDE);
+  paint(copy, SIDE, "white");
+  return copy.getImageData(0, 0, SIDE, SIDE).data.filter((_, i) => i % 4 === 0);
+}
+
+function showDrawing() {
+  const side = Math.round(pad.clientWidth * devicePixelRatio), style = getComputedStyle(pad);
+  pad.width = pad.height = side;  // which empties it, too
+  paint(screen, side, style.getPropertyValue("--text"));
+  get("hint").hidden = strokes.length > 0;
+  if (!pen.visible) return;
+  screen.beginPath();
+  screen.arc(pen.x * side, pen.y * side, PEN / 2 * side, 0, 2 * Math.PI);
+  screen.lineWidth = 3 * devicePixelRatio;
+  screen.fillStyle = screen.strokeStyle = style.getPropertyValue("--accent");
+  if (stroke) screen.fill();
+  screen.stroke();
+}
+
+/** Show what the network sees and the ten probabilities; of a blank, null and null, neither. */
+function showReading(picture, shares) {
+  const image = seen.createImageData(28, 28);
+  image.data.forEach((_, i) => { image.data[i] = i % 4 === 3 ? 255 : picture ? picture[i >> 2] : 0; });
+  seen.putImageData(image, 0, 0);
+  const percent = (share) => share > 0.995 ? ">\u00a099\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
+  const best = shares ? shares.indexOf(largest(shares)) : null;
+  bars.forEach((row, digit) => {
+    row.className = digit === best ? "best" : "";
+    row.style.setProperty("--share", shares ? shares[digit] : 0);
+    row.cells[2].textContent = shares ? percent(shares[digit]) : "–";
+  });
+  get("digit").textContent = shares ? best : "–";
+  get("certainty").textContent = shares ? percent(shares[best]) : "";
+  const position = pen.visible ? (stroke ? "Pen down. " : "Pen up. ") : "";
+  say(position + (shares ? `${best}, ${percent(shares[best])}` : "Nothing drawn"));
+}
+
+let speech = 0;
+/** Have a screen reader say ``text`` once the drawing has rested for a moment. */
+function say(text) {
+  clearTimeout(speech);
+  speech = setTimeout(() => { if (get("status").textContent !== text) get("status").textContent = text; }, 700);
+}
+
+let frame = 0;
+/** Show everything anew, once for each frame of the screen at most. */
+function update() {
+  cancelAnimationFrame(frame);
+  frame = requestAnimationFrame(() => {
+    showDrawing();
+    const picture = prepare(drawing(), SIDE);
+    showReading(picture, picture && network(picture).map(Math.exp));
+  });
+}
+
+function clear() {
+  strokes = [];
+  stroke = null;
+  update();
+}
+
+function position(event) {
+  const box = pad.getBoundingClientRect();
+  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+}
+
+pad.addEventListener("pointerdown", (event) => {
+  if (!event.isPrimary || event.button !== 0) return;
+  pad.setPointerCapture(event.pointerId);
+  pen.visible = false;
+  strokes.push(stroke = [position(event)]);
+  update();
+});
+pad.addEventListener("pointermove", (event) => {
+  if (!stroke || !pad.hasPointerCapture(event.pointerId)) return;
+  const events = event.getCoalescedEvents?.() ?? [];  // all that came since the last frame
+  stroke.push(...(events.length ? events : [event]).map(position));
+  update();
+});
+pad.addEventListener("lostpointercapture", () => { stroke = null; });
+
+pad.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey || (event.key === " " && event.repeat)) return;
+  if (event.key in ARROWS) {
+    held.add(event.key);
+    const [dx, dy] = [0, 1].map((axis) => NUDGE * sum([...held].map((key) => ARROWS[key][axis])));
+    pen.x = clip(pen.x + dx, 0, 1);
+    pen.y = clip(pen.y + dy, 0, 1);
+    stroke?.push([pen.x, pen.y]);
+  } else if (event.key !== " ") {
+    return;
+  } else if (stroke) {
+    stroke = null;
+  } else {
+    strokes.push(stroke = [[pen.x, pen.y]]);
+  }
+  event.preventDefault();
+  pen.visible = true;
+  update();
+});
+pad.addEventListener("keyup", (event) => held.delete(event.key));
+pad.addEventListener("focus", () => {
+  pen.visible = pad.matches(":focus-visible");
+  update();
+});
+pad.addEventListener("blur", () => {
+  held.clear();
+  stroke = null;
+  pen.visible = false;
+  update();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" || event.key === "Delete") clear();
+});
+get("clear").addEventListener("click", clear);
+new ResizeObserver(update).observe(pad);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);
