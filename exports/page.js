@@ -13,11 +13,10 @@ function convolve(maps, side, { inputs, outputs, size, relu }, kernels, biases) 
     for (let input = 0; input < inputs; input++) {
       for (let dy = -reach; dy <= reach; dy++) {
         for (let dx = -reach; dx <= reach; dx++, k++) {
+          const weight = kernels[k], shift = input * area + dy * side + dx;
+          const left = Math.max(0, -dx), right = Math.min(side, side - dx);
           for (let y = Math.max(0, -dy); y < Math.min(side, side - dy); y++) {
-            const from = input * area + (y + dy) * side + dx;
-            for (let x = Math.max(0, -dx); x < Math.min(side, side - dx); x++) {
-              out[y * side + x] += kernels[k] * maps[from + x];
-            }
+            for (let i = y * side + left; i < y * side + right; i++) out[i] += weight * maps[i + shift];
           }
         }
       }
@@ -82,19 +81,24 @@ function resampling(n, m) {
 
 /** Return what MNIST would make of side × side bytes: 28 × 28, row by row, 0 to 255; null of a blank. */
 function prepare(drawing, side) {
-  const border = drawing.filter((_, i) => i < side || i >= side * (side - 1) || i % side % (side - 1) === 0).sort();
-  const ground = (border[border.length / 2 - 1] + border[border.length / 2]) / 2;                    // step 4
-  let ink = Float64Array.from(drawing, (value) => Math.abs(value - ground) / 255);                   // 5
+  const border = [];                                                                                 // step 4
+  for (let i = 0; i < side; i++) border.push(drawing[i], drawing[side * (side - 1) + i]);
+  for (let y = 1; y < side - 1; y++) border.push(drawing[y * side], drawing[y * side + side - 1]);
+  border.sort((a, b) => a - b);
+  const ground = (border[border.length / 2 - 1] + border[border.length / 2]) / 2;
+  const ink = Float64Array.from(drawing);                                                            // 5
+  for (let i = 0; i < ink.length; i++) ink[i] = Math.abs(ink[i] - ground) / 255;
   const strongest = largest(ink);
   if (strongest < 0.1) return null;
-  ink = ink.map((value) => clip((value / strongest - 0.25) / 0.5, 0, 1));                            // 6
 
-  let top = side, bottom = -1, left = side, right = -1;                                              // 7
-  ink.forEach((value, i) => {
-    if (value === 0) return;
-    const y = Math.floor(i / side), x = i % side;
-    top = Math.min(top, y), bottom = Math.max(bottom, y), left = Math.min(left, x), right = Math.max(right, x);
-  });
+  let top = side, bottom = -1, left = side, right = -1;
+  for (let y = 0, i = 0; y < side; y++) {
+    for (let x = 0; x < side; x++, i++) {
+      ink[i] = clip((ink[i] / strongest - 0.25) / 0.5, 0, 1);                                        // 6
+      if (ink[i] === 0) continue;
+      top = Math.min(top, y), bottom = Math.max(bottom, y), left = Math.min(left, x), right = Math.max(right, x);  // 7
+    }
+  }
   const h = bottom - top + 1, w = right - left + 1;
   const [height, width] = [h, w].map((length) => Math.max(1, round(length * (20 / Math.max(h, w)))));  // 8
   const down = resampling(h, height), across = resampling(w, width);
@@ -114,7 +118,7 @@ function prepare(drawing, side) {
 
 // ---- The page ----------------------------------------------------------------------------------
 
-const SIDE = 280;     // pixels of the drawing that is read; the one that is shown has the screen's
+const SIDE = 200;     // pixels of the drawing that is read; the one that is shown has the screen's
 const PEN = 0.075;    // the pen's width; this and all positions are shares of the drawing area's side
 const NUDGE = 0.025;  // how far an arrow key moves the pen
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
@@ -149,7 +153,9 @@ function drawing() {
   copy.fillStyle = "black";
   copy.fillRect(0, 0, SIDE, SIDE);
   paint(copy, SIDE, "white");
-  return copy.getImageData(0, 0, SIDE, SIDE).data.filter((_, i) => i % 4 === 0);
+  const { data } = copy.getImageData(0, 0, SIDE, SIDE), bytes = new Uint8Array(SIDE * SIDE);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = data[4 * i];
+  return bytes;
 }
 
 function showDrawing() {
@@ -178,7 +184,8 @@ function showReading(picture, shares) {
     row.style.setProperty("--share", shares ? shares[digit] : 0);
     row.cells[2].textContent = shares ? percent(shares[digit]) : "–";
   });
-  get("digit").textContent = shares ? best : "–";
+  get("reading").classList.toggle("empty", !shares);
+  get("digit").textContent = shares ? best : "?";
   get("certainty").textContent = shares ? percent(shares[best]) : "";
   const position = pen.visible ? (stroke ? "Pen down. " : "Pen up. ") : "";
   say(position + (shares ? `${best}, ${percent(shares[best])}` : "Nothing drawn"));
