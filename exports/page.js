@@ -81,13 +81,14 @@ function resampling(n, m) {
 
 /** Return what MNIST would make of side × side bytes: 28 × 28, row by row, 0 to 255; null of a blank. */
 function prepare(drawing, side) {
+  const ink = Float64Array.from(drawing);
+  for (let i = 0; i < ink.length; i++) ink[i] /= 255;
   const border = [];                                                                                 // step 4
-  for (let i = 0; i < side; i++) border.push(drawing[i], drawing[side * (side - 1) + i]);
-  for (let y = 1; y < side - 1; y++) border.push(drawing[y * side], drawing[y * side + side - 1]);
+  for (let i = 0; i < side; i++) border.push(ink[i], ink[side * (side - 1) + i]);
+  for (let y = 1; y < side - 1; y++) border.push(ink[y * side], ink[y * side + side - 1]);
   border.sort((a, b) => a - b);
   const ground = (border[border.length / 2 - 1] + border[border.length / 2]) / 2;
-  const ink = Float64Array.from(drawing);                                                            // 5
-  for (let i = 0; i < ink.length; i++) ink[i] = Math.abs(ink[i] - ground) / 255;
+  for (let i = 0; i < ink.length; i++) ink[i] = Math.abs(ink[i] - ground);                           // 5
   const strongest = largest(ink);
   if (strongest < 0.1) return null;
 
