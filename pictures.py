@@ -34,7 +34,8 @@ round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coord
     else: R[i, j] = max(0, 1 - |x - j|) with x = clip((i + 0.5) n/m - 0.5, 0, n - 1) (linear).
 9.  Divide by the maximum again: thin strokes, spread over whole pixels, get back to full strength.
 10. Centre of mass: cy = sum(y ink) / sum(ink), cx likewise. In 28×28 zeros, put the array's first row at
-    clip(round(14 - cy), 0, 28 - h'), its first column at clip(round(14 - cx), 0, 28 - w').
+    clip(round(14 - cy + 1e-6), 0, 28 - h'), its first column at clip(round(14 - cx + 1e-6), 0, 28 - w');
+    the 1e-6 lets no error of the last bit decide where a symmetric digit goes, as 14 - cy ends in .5 there.
     (14, not 13.5: there lies the centre of mass in MNIST's files, to half a pixel in 9,999 of 10,000.)
 
 ``prepare`` returns round(255 × that), as uint8.
@@ -54,6 +55,7 @@ LONGEST_SIDE = 1000  # pixels; more would only cost time, as 20 are left in the 
 MIN_CONTRAST = 0.1  # of the way from black to white
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
 STRONG, SPECKS = 0.35, 0.01  # ink that counts for the digit's box; share of it that may lie outside at a side
+TIE = 1e-6  # pixels; more than float64 errs in step 10
 DIGIT, FRAME = 20, 28  # pixels: the digit's longer side, the picture's sides
 
 
@@ -135,8 +137,8 @@ def centre(ink: Floats) -> Floats:
     ink = ink / ink.max()
 
     mass = ink.sum()
-    top = math.floor(FRAME / 2 - np.arange(new_height) @ ink.sum(axis=1) / mass + 0.5)
-    left = math.floor(FRAME / 2 - np.arange(new_width) @ ink.sum(axis=0) / mass + 0.5)
+    top = math.floor(FRAME / 2 - np.arange(new_height) @ ink.sum(axis=1) / mass + TIE + 0.5)
+    left = math.floor(FRAME / 2 - np.arange(new_width) @ ink.sum(axis=0) / mass + TIE + 0.5)
     top = min(max(top, 0), FRAME - new_height)
     left = min(max(left, 0), FRAME - new_width)
     framed = np.zeros((FRAME, FRAME))

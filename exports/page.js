@@ -111,7 +111,7 @@ function prepare(drawing, side) {
   const masses = digit.map(sum), mass = sum(masses);                                                 // 10
   const cy = sum(masses.map((m, y) => m * y)) / mass;
   const cx = sum(digit.map((row) => sum(row.map((value, x) => value * x)))) / mass;
-  const y0 = clip(round(14 - cy), 0, 28 - height), x0 = clip(round(14 - cx), 0, 28 - width);
+  const y0 = clip(round(14 - cy + 1e-6), 0, 28 - height), x0 = clip(round(14 - cx + 1e-6), 0, 28 - width);
   const picture = new Uint8Array(28 * 28);
   digit.forEach((row, y) => picture.set(row.map((value) => round(255 * value / peak)), (y0 + y) * 28 + x0));
   return picture;
