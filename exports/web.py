@@ -44,6 +44,10 @@ def flatten(model: Net) -> tuple[list[dict[str, int | str | bool]], Tensor]:
                     steps.append({"kind": "pool"})
                 case nn.AdaptiveAvgPool2d():
                     steps.append({"kind": "mean"})
+                case nn.Dropout():
+                    pass
+                case _:
+                    raise TypeError(f"the page can't compute {module}")
     return steps, torch.cat([tensor.detach().float().flatten() for tensor in numbers])
 
 
