@@ -187,7 +187,10 @@ def test_drawn_and_cleared_by_keyboard(page: Any) -> None:
     assert page.execute_script("return strokes.length") == 1
     press(page, Keys.ESCAPE)
     assert reading(page)[0] == "?"
-    press(page, Keys.SPACE, *down, Keys.DELETE)
+    draw(page, [[(0.3, 0.3), (0.3, 0.7)]])
+    press(page, *right, Keys.SPACE, *down)  # a second stroke: the mouse's is over
+    assert page.execute_script("return strokes.map((points) => points.length)") == [2, 1 + sum(map(len, down))]
+    press(page, Keys.DELETE)
     assert reading(page)[0] == "?"
     press(page, Keys.TAB)
     assert page.switch_to.active_element.get_attribute("id") == "clear"
