@@ -21,7 +21,7 @@ Points = list[tuple[float, float]]  # a stroke, in shares of the drawing area's 
 
 def arc(x: float, y: float, rx: float, ry: float, start: float, end: float) -> Points:
     """Return points on an ellipse, from angle to angle in degrees, clockwise from the right."""
-    angles = [math.radians(start + (end - start) * i / 12) for i in range(13)]
+    angles = [math.radians(start + (end - start) * i / 36) for i in range(37)]
     return [(x + rx * math.cos(a), y + ry * math.sin(a)) for a in angles]
 
 
