@@ -71,6 +71,15 @@ function dot(a, b) {
   return total;
 }
 
+/** Return the first and the last index of what holds sums, but for 1 % of their total at either end (step 7). */
+function span(sums) {
+  const least = 0.01 * sum(sums);
+  let first = 0, last = sums.length - 1;
+  for (let total = sums[first]; total <= least;) total += sums[++first];
+  for (let total = sums[last]; total <= least;) total += sums[--last];
+  return [first, last];
+}
+
 /** Return the m rows, of n numbers each, of the matrix that resamples n values to m (step 8). */
 function resampling(n, m) {
   const each = n / m;
@@ -92,20 +101,20 @@ function prepare(drawing, side) {
   const strongest = largest(ink);
   if (strongest < 0.1) return null;
 
-  let top = side, bottom = -1, left = side, right = -1;
+  const across = new Float64Array(side), down = new Float64Array(side);  // the strong ink in columns and rows
   for (let y = 0, i = 0; y < side; y++) {
     for (let x = 0; x < side; x++, i++) {
-      ink[i] = clip((ink[i] / strongest - 0.25) / 0.5, 0, 1);                                        // 6
-      if (ink[i] === 0) continue;
-      top = Math.min(top, y), bottom = Math.max(bottom, y), left = Math.min(left, x), right = Math.max(right, x);  // 7
+      ink[i] = clip((ink[i] / strongest - 0.15) / (0.85 - 0.15), 0, 1);                              // 6
+      if (ink[i] >= 0.35) across[x] += ink[i], down[y] += ink[i];
     }
   }
+  const [left, right] = span(across), [top, bottom] = span(down);                                    // 7
   const h = bottom - top + 1, w = right - left + 1;
-  const [height, width] = [h, w].map((length) => Math.max(1, round(length * (20 / Math.max(h, w)))));  // 8
-  const down = resampling(h, height), across = resampling(w, width);
+  const [height, width] = [h, w].map((length) => Math.max(1, round(20 * length / Math.max(h, w))));  // 8
+  const toRows = resampling(h, height), toColumns = resampling(w, width);
   const rows = Array.from({ length: h }, (_, y) => ink.subarray((top + y) * side + left, (top + y) * side + right + 1));
-  const columns = across.map((weights) => rows.map((row) => dot(weights, row)));
-  const digit = down.map((weights) => columns.map((column) => dot(weights, column)));
+  const columns = toColumns.map((weights) => rows.map((row) => dot(weights, row)));
+  const digit = toRows.map((weights) => columns.map((column) => dot(weights, column)));
 
   const peak = largest(digit.flat());                                                                // 9
   const masses = digit.map(sum), mass = sum(masses);                                                 // 10
