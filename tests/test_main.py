@@ -18,7 +18,7 @@ from model import Net
 from recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
-SUMMARY = (ROOT / "tests" / "data" / "summary.txt").read_text()
+SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
 
 
 def test_schedule_of_the_original() -> None:
