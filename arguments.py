@@ -7,6 +7,25 @@ from typing import Any
 
 from recipes import DEFAULT_RECIPE, RECIPES
 
+# The flags beside the hyperparameters, and what they are when they aren't given.
+RUN_DEFAULTS: dict[str, Any] = {
+    "recipe": DEFAULT_RECIPE,
+    "data_path": "data",
+    "output_dir": None,
+    "resume": None,
+    "device": "auto",
+    "seed": 1,
+    "use_deterministic_algorithms": False,
+    "limit_train_batches": None,
+    "holdout": 0,
+    "dry_run": False,
+}
+FREE = {"resume", "output_dir", "data_path", "device"}  # may change when a run is resumed: the results don't
+
+
+class UsageError(Exception):
+    """The command line asks for what can't be had; the message names the flag."""
+
 
 def number(
     low: float, high: float, *, whole: bool = False, above: bool = False, below: bool = False
@@ -40,6 +59,13 @@ def device_name(text: str) -> str:
     raise argparse.ArgumentTypeError(f"must be auto, cpu, cuda, cuda:N or mps, not {text!r}")
 
 
+def path_name(text: str) -> str:
+    """Take the name of a file or folder, as an argparse type."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"must be the name of a folder, not {text!r}")
+    return text
+
+
 def build_parser(recipe: str) -> argparse.ArgumentParser:
     """Make the parser, its help showing ``recipe``'s values; a flag that isn't given sets nothing."""
     defaults = RECIPES[recipe]
@@ -49,8 +75,6 @@ def build_parser(recipe: str) -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.set_defaults(recipe=recipe)
-
     run = parser.add_argument_group("the run")
     run.add_argument(
         "--recipe",
@@ -59,47 +83,53 @@ def build_parser(recipe: str) -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--data-path",
-        default="data",
+        type=path_name,
         metavar="DIR",
-        help="where MNIST lies in torchvision's layout, or is downloaded to (default: %(default)s)",
+        help="where MNIST lies in torchvision's layout, or is downloaded to (default: data)",
     )
     run.add_argument(
         "--output-dir",
-        default=None,
+        type=path_name,
         metavar="DIR",
-        help="new or empty folder for best.pt and metrics.csv (default: a new one under runs/)",
+        help="new or empty folder for best.pt, last.pt and metrics.csv (default: a new one under runs/)",
+    )
+    run.add_argument(
+        "--resume",
+        type=path_name,
+        metavar="DIR",
+        help="go on with the run in DIR, with its settings, where it was stopped",
     )
     run.add_argument(
         "--device",
         type=device_name,
-        default="auto",
         help="cpu, cuda, cuda:N or mps (default: auto, the first there is of cuda, mps, cpu)",
     )
     run.add_argument(
         "--seed",
         type=number(0, 2**63 - 1, whole=True),
-        default=1,
         metavar="N",
-        help="determines the whole run (default: %(default)s)",
+        help="determines the whole run (default: 1)",
+    )
+    run.add_argument(
+        "--use-deterministic-algorithms",
+        action="store_true",
+        help="make --seed determine a run on CUDA as well, at some cost in time; a CPU's always is",
     )
     run.add_argument(
         "--limit-train-batches",
         type=number(1, 10**6, whole=True),
-        default=None,
         metavar="N",
         help="train on the first N batches of each epoch only (default: all)",
     )
     run.add_argument(
         "--holdout",
         type=number(0, 50_000, whole=True),
-        default=0,
         metavar="N",
         help="hold N images out of the training set and evaluate on them, not on the test set (default: 0)",
     )
     run.add_argument(
         "--dry-run",
         action="store_true",
-        default=False,
         help="one epoch of a few batches, nothing kept: a check that everything works",
     )
 
@@ -158,8 +188,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         recipe = DEFAULT_RECIPE  # --recipe without a value: the full parser says so
     parser = build_parser(recipe if recipe in RECIPES else DEFAULT_RECIPE)
     given = vars(parser.parse_args(argv))
-    args = argparse.Namespace(**{**RECIPES[given["recipe"]], **given})
+    args = argparse.Namespace(**{**RUN_DEFAULTS, **RECIPES[given.get("recipe", DEFAULT_RECIPE)], **given})
+    args.given = {name: value for name, value in given.items() if name != "resume"}
 
+    if "resume" in given and "output_dir" in given:
+        parser.error("argument --output-dir: not allowed with argument --resume")
     # OneCycleLR sets the learning rate and the momentum itself: a flag that names one of them must still act.
     if "lr" in given:
         if "div_factor" in given:
@@ -176,3 +209,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.dry_run:
         args.epochs, args.limit_train_batches = 1, args.limit_train_batches or 3
     return args
+
+
+def resume_args(args: argparse.Namespace, settings: dict[str, Any]) -> argparse.Namespace:
+    """Return the ``settings`` that a run was started with, beside those of ``args`` that may change.
+
+    ``settings`` is what ``vars`` made of the run's own arguments; it is read as strictly as a command
+    line. Raises ``UsageError`` where ``args``, or a recipe edited since, says anything else than it.
+    """
+    given = {**settings["given"], **args.given}
+    argv = []
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        argv.append(f"--{'no-' * (value is False)}{flag}" if isinstance(value, bool) else f"--{flag}={value}")
+    resumed = parse_args(argv)
+    different = [
+        f"--{name.replace('_', '-')} {settings[name]}, not {value}"
+        for name, value in vars(resumed).items()
+        if name in settings and name not in FREE | {"given"} and value != settings[name]
+    ]
+    if different:
+        raise UsageError(f"the run has {'; '.join(different)}: leave that out, or start a new run")
+    resumed.resume = args.resume
+    return resumed

@@ -1,16 +1,22 @@
 """Train the network on MNIST: ``python main.py``. ``--help`` lists the flags."""
 
-from arguments import parse_args
+import interrupt
+from arguments import UsageError, parse_args, resume_args
 
 if __name__ == "__main__":
+    interrupt.watch("main.py")
     args = parse_args()  # before torch is imported, which takes seconds: --help and mistakes answer at once
 
 import argparse
 import copy
+import math
+import os
+import shlex
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,18 +24,30 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from checkpoint import Row, RunError, make_run_dir, save_checkpoint, versions, write_metrics
+from checkpoint import (
+    Row,
+    RunError,
+    find_run,
+    load_progress,
+    locked,
+    make_run_dir,
+    restore,
+    save_best,
+    save_progress,
+    snapshot,
+    versions,
+)
 from cpu import speed_up
 from model import Net
 from test import test
 from train import DivergedError, train
-from utils import DataError, get_loaders
+from utils import DataError, DeviceLoader, get_loaders
 
 
 def select_device(name: str) -> torch.device:
     """Return the device called ``name``; 'auto' is the first there is of cuda, mps and cpu.
 
-    Raises ``ValueError`` when this machine doesn't have it.
+    Raises ``UsageError`` when this machine doesn't have it.
     """
     there = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     there = ["cuda", *there] if there else []
@@ -38,7 +56,7 @@ def select_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(there[0])
     if name not in there:
-        raise ValueError(f"{name} is not on this machine, which has {', '.join(there)}")
+        raise UsageError(f"argument --device: {name} is not on this machine, which has {', '.join(there)}")
     return torch.device(name)
 
 
@@ -93,9 +111,16 @@ def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
-def run(args: argparse.Namespace, device: torch.device, output_dir: Path) -> None:
-    """Train and evaluate as ``args`` says, tell the story on stdout, leave the results in ``output_dir``."""
-    train_loader, test_loader = get_loaders(
+def make_deterministic() -> None:
+    """Have torch choose only algorithms that give the same bits each time; call it before CUDA is used."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def load_data(args: argparse.Namespace, device: torch.device) -> tuple[DeviceLoader, DeviceLoader]:
+    """Make the loaders for training and evaluation that ``args`` asks for. Raises ``DataError``."""
+    return get_loaders(
         args.data_path,
         device,
         args.batch_size,
@@ -105,7 +130,59 @@ def run(args: argparse.Namespace, device: torch.device, output_dir: Path) -> Non
         args.seed,
         args.holdout,
     )
+
+
+def run_epoch(
+    args: argparse.Namespace,
+    device: torch.device,
+    loaders: tuple[DeviceLoader, DeviceLoader],
+    parts: dict[str, Any],
+    steps: int,
+    epoch: int,
+) -> Row:
+    """Train and evaluate once, move the schedule on, return the line for metrics.csv.
+
+    Raises ``DivergedError`` when a loss, in training or evaluation, is NaN or infinite.
+    """
+    train_loader, test_loader = loaders
+    model, scheduler, ema = parts["model"], parts["scheduler"], parts.get("ema")
     part, name = ("holdout", "Held-out set") if args.holdout else ("test", "Test set")
+    each_batch = scheduler if args.schedule_interval == "batch" else None
+    begin, lr = time.perf_counter(), float(scheduler.get_last_lr()[0])
+    train_loss, train_accuracy = train(
+        model, device, train_loader, parts["optimizer"], epoch, each_batch, steps, args.label_smoothing, ema
+    )
+    loss, correct = test(model if ema is None else ema.module, device, test_loader, name)
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"the loss in evaluation became {loss} after epoch {epoch}, at learning rate {lr:.4g}: "
+            "try a lower --max-lr"
+        )
+    if args.schedule_interval == "epoch" and epoch < args.epochs:
+        for _ in range(steps):
+            scheduler.step()
+    return {
+        "epoch": epoch,
+        "lr": lr,
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        f"{part}_loss": loss,
+        f"{part}_accuracy": 100.0 * correct / len(test_loader.labels),
+        "seconds": round(time.perf_counter() - begin, 2),
+    }
+
+
+def run(
+    args: argparse.Namespace,
+    device: torch.device,
+    loaders: tuple[DeviceLoader, DeviceLoader],
+    folder: Path,
+    progress: dict[str, Any],
+) -> None:
+    """Train and evaluate as ``args`` says, tell the story on stdout, leave the results in ``folder``.
+
+    ``progress`` says what is done already, as last.pt does, and is kept up to date.
+    """
     torch.manual_seed(args.seed)
     model = Net(args.dropout)
     print(f"Device: {device}")
@@ -113,75 +190,124 @@ def run(args: argparse.Namespace, device: torch.device, output_dir: Path) -> Non
     model.to(device)
     if device.type == "cpu":
         speed_up(model)
-    steps = min(len(train_loader), args.limit_train_batches or len(train_loader))
+    steps = min(len(loaders[0]), args.limit_train_batches or len(loaders[0]))
     optimizer, scheduler = make_optimizer(model, args, steps)
-    each_batch = scheduler if args.schedule_interval == "batch" else None
     ema = make_ema(model, args.model_ema_decay)
-    evaluated = model if ema is None else ema.module
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler} | ({"ema": ema} if ema else {})
+    if progress["epoch"] > 0:
+        restore(folder, progress, parts, device, loaders[0].generator)
+        print(f"\nGoing on after epoch {progress['epoch']}; best accuracy so far: {progress['best']:.2f}%")
 
-    best, rows = 0.0, list[Row]()
-    for epoch in range(1, args.epochs + 1):
+    for epoch in range(progress["epoch"] + 1, args.epochs + 1):
         print(f"\nEpoch {epoch}/{args.epochs}", flush=True)
-        start, lr = time.perf_counter(), float(scheduler.get_last_lr()[0])
-        train_loss, train_accuracy = train(
-            model, device, train_loader, optimizer, epoch, each_batch, steps, args.label_smoothing, ema
-        )
-        test_loss, correct = test(evaluated, device, test_loader, name)
-        accuracy = 100.0 * correct / len(test_loader.labels)
-        rows.append(
-            {
-                "epoch": epoch,
-                "lr": lr,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                f"{part}_loss": test_loss,
-                f"{part}_accuracy": accuracy,
-                "seconds": round(time.perf_counter() - start, 2),
-            }
-        )
-        if accuracy > best:
-            best = accuracy
-            print(f"New best accuracy: {best:.2f}%")
-            weights = {
-                "model": evaluated.state_dict(),
-                "epoch": epoch,
-                f"{part}_accuracy": accuracy,
-                "settings": vars(args),
-                "versions": versions(),
-            }
-            save_checkpoint(output_dir / "best.pt", weights)
-        write_metrics(output_dir / "metrics.csv", rows)
-        if accuracy >= args.target_accuracy:
+        row = run_epoch(args, device, loaders, parts, steps, epoch)
+        accuracy = row["holdout_accuracy" if args.holdout else "test_accuracy"]
+        reached = accuracy >= args.target_accuracy
+        if accuracy > progress["best"]:
+            progress["best"] = accuracy
+            print(f"New best accuracy: {accuracy:.2f}%")
+            save_best(folder, model if ema is None else ema.module, row, progress)
+        progress["rows"].append(row)
+        progress.update(epoch=epoch, finished=reached or epoch == args.epochs)
+        # After best.pt: a run that is killed in between makes the same best.pt again.
+        save_progress(folder, progress, snapshot(parts, device, loaders[0].generator))
+        announce(args, folder, epoch)
+        if reached:
             print(f"Target accuracy of {args.target_accuracy:g}% reached at epoch {epoch}!")
             break
-        if args.schedule_interval == "epoch" and epoch < args.epochs:
-            for _ in range(steps):
-                scheduler.step()
     else:
         print(f"Target accuracy of {args.target_accuracy:g}% not reached in {args.epochs} epochs.")
 
-    print(f"\nFinal best accuracy: {best:.2f}%")
+    print(f"\nFinal best accuracy: {progress['best']:.2f}%")
     print(f"Total parameters: {count_parameters(model):,}")
+
+
+def announce(args: argparse.Namespace, folder: Path, epoch: int) -> None:
+    """Let Ctrl-C say that the run in ``folder`` is saved up to ``epoch``, and how it goes on."""
+    if args.dry_run and args.output_dir is None:
+        return
+    done = f"saved up to epoch {epoch}" if epoch else "no epoch was complete"
+    interrupt.saved(f"{done}; to go on: python main.py --resume {shlex.quote(str(folder))}")
+
+
+def start(args: argparse.Namespace) -> None:
+    """Begin a run as ``args`` says."""
+    if args.use_deterministic_algorithms:
+        make_deterministic()
+    device = select_device(args.device)
+    loaders = load_data(args, device)  # first: without data, no folder is made
+    progress = {
+        "settings": vars(args),
+        "versions": versions(),
+        "device": str(device),
+        "epoch": 0,
+        "best": 0.0,
+        "rows": [],
+        "finished": False,
+    }
+    if args.dry_run and args.output_dir is None:
+        with TemporaryDirectory() as folder:
+            run(args, device, loaders, Path(folder), progress)
+        return
+    folder = make_run_dir(args.output_dir, f"{args.recipe}-seed{args.seed}")
+    with locked(folder):
+        save_progress(folder, progress, {})
+        announce(args, folder, 0)
+        run(args, device, loaders, folder, progress)
+
+
+def resume(args: argparse.Namespace) -> None:
+    """Go on with the run in ``args.resume``, if it isn't finished."""
+    folder = find_run(args.resume)
+    with locked(folder):
+        progress = load_progress(folder)
+        settings = resume_args(args, progress["settings"])
+        if progress["finished"]:
+            print(
+                f"{folder} is finished after epoch {progress['epoch']}: best accuracy {progress['best']:.2f}%"
+            )
+            return
+        if settings.use_deterministic_algorithms:
+            make_deterministic()
+        kind = progress["device"].partition(":")[0]
+        device = select_device(args.given.get("device", progress["device"]))
+        if device.type != kind:
+            raise UsageError(
+                f"argument --device: the run is on {kind}; its random numbers aren't {device.type}'s"
+            )
+        loaders = load_data(settings, device)
+        announce(settings, folder, progress["epoch"])
+        run(settings, device, loaders, folder, progress)
 
 
 def main(args: argparse.Namespace) -> int:
     """Carry out the command line ``args``; return the exit status, after one line on stderr if not 0."""
+    interrupt.clean_up()
     try:
-        device = select_device(args.device)
-    except ValueError as error:
-        print(f"main.py: error: argument --device: {error}", file=sys.stderr)
-        return 2
-    try:
-        if args.dry_run and args.output_dir is None:
-            with TemporaryDirectory() as folder:
-                run(args, device, Path(folder))
-        else:
-            run(args, device, make_run_dir(args.output_dir, f"{args.recipe}-seed{args.seed}"))
-    except (DataError, RunError, DivergedError, OSError) as error:
-        print(f"main.py: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        (start if args.resume is None else resume)(args)
+        sys.stdout.flush()
+        return 0
+    except UsageError as error:
+        message, status = str(error), 2
+    except (DataError, RunError, DivergedError) as error:
+        message, status = str(error), 1
+    except OSError as error:
+        message, status = ": ".join(str(part) for part in (error.filename, error.strerror) if part), 1
+        message = message or str(error)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        message, status = "the memory is not enough: try a smaller --batch-size", 1
+    except interrupt.Interrupted as error:
+        interrupt.end(error.args[0])
+    print(f"main.py: error: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(args))
+    status = main(args)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what stdout doesn't take, Python would try again at exit, with a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
