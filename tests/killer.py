@@ -1,0 +1,110 @@
+"""Train, kill the training, resume it, again and again: ``python tests/killer.py DATA FOLDER RANDOM PLACED``.
+
+Each training is a process of its own that runs ``main.main`` and gets a real SIGKILL. They are forked from this
+one, which has imported torch and started no thread, so that a kill costs a second and not an import.
+Leaves FOLDER/whole, which was never interrupted, and FOLDER/0, 1, ...; prints how many kills hit, as JSON.
+"""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import main  # noqa: E402
+from arguments import parse_args  # noqa: E402
+
+# Both have every state that there is: dropout, momentum; the second a running average and a moving schedule.
+RECIPES = (
+    ["--recipe", "original", "--max-lr", "0.3"],
+    ["--recipe", "reliable", "--model-ema-decay", "0.9", "--translation", "1"],
+)
+SHORT = ["--epochs", "4", "--limit-train-batches", "4", "--batch-size", "64", "--holdout", "500"]
+
+
+def fork(flags: list[str], log: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Start ``main.py`` with ``flags`` in a process of its own, its output into ``log``; return its id."""
+    child = os.fork()
+    if child:
+        return child
+    with contextlib.suppress(BaseException):
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        prepare()
+        os._exit(main.main(parse_args(flags)))
+    os._exit(99)
+
+
+def wait(child: int) -> int:
+    """Return how the process ended: its exit status, or minus the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at_file_operation(count: int) -> Callable[[], None]:
+    """Make a preparation that kills the process right before its ``count``-th fsync or rename."""
+    left = [count]
+
+    def prepare() -> None:
+        def deadly(operation: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*args: Any) -> Any:
+                left[0] -= 1
+                if left[0] < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return operation(*args)
+
+            return run
+
+        os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)  # type: ignore[assignment]
+
+    return prepare
+
+
+def flags_for(folder: Path, flags: list[str], data: str) -> list[str]:
+    """Return the flags that resume the run in ``folder``, or those that begin it."""
+    if (folder / "last.pt").exists():
+        return ["--resume", str(folder), "--data-path", data]
+    if folder.exists():
+        shutil.rmtree(folder)
+    return [*flags, *SHORT, "--device", "cpu", "--data-path", data, "--output-dir", str(folder)]
+
+
+def torment(data: str, base: Path, by_chance: int, placed: int) -> dict[str, int]:
+    """Kill ``by_chance`` runs at random moments, up to three times each, and ``placed`` at file operations."""
+    chance, hits, begun = random.Random(9798), 0, time.perf_counter()
+    for number, flags in enumerate(RECIPES):
+        whole = base / f"whole-{number}"
+        assert wait(fork(flags_for(whole, flags, data), base / "log")) == 0, (base / "log").read_text()
+    duration = (time.perf_counter() - begun) / len(RECIPES)
+    for number in range(by_chance + placed):
+        folder, flags = base / str(number), RECIPES[number % len(RECIPES)]
+        if number < by_chance:
+            for _ in range(3):
+                child = fork(flags_for(folder, flags, data), base / "log")
+                time.sleep(duration * chance.random())
+                os.kill(child, signal.SIGKILL)
+                hits += wait(child) == -signal.SIGKILL
+        else:
+            deadly = kill_at_file_operation(2 * (number - by_chance) + number % 2)
+            hits += wait(fork(flags_for(folder, flags, data), base / "log", deadly)) == -signal.SIGKILL
+        assert wait(fork(flags_for(folder, flags, data), base / "log")) == 0, (base / "log").read_text()[
+            -2000:
+        ]
+    return {"runs": by_chance + placed, "kills": hits}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    result = torment(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
+    print(json.dumps(result))
