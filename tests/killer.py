@@ -1,8 +1,9 @@
 """Train, kill the training, resume it, again and again: ``python tests/killer.py DATA FOLDER RANDOM PLACED``.
 
-Each training is a process of its own that runs ``main.main`` and gets a real SIGKILL. They are forked from this
-one, which has imported torch and started no thread, so that a kill costs a second and not an import.
-Leaves FOLDER/whole, which was never interrupted, and FOLDER/0, 1, ...; prints how many kills hit, as JSON.
+Each training is a process of its own that runs ``main.main`` and gets a real SIGKILL. They are forked
+from this one, which has imported torch and started no thread, so a kill costs a second and no import.
+Leaves FOLDER/whole-0 and -1, which were never interrupted, and FOLDER/0, 1, ...; prints as JSON
+how many kills hit.
 """
 
 import contextlib
@@ -81,7 +82,7 @@ def flags_for(folder: Path, flags: list[str], data: str) -> list[str]:
 
 
 def torment(data: str, base: Path, by_chance: int, placed: int) -> dict[str, int]:
-    """Kill ``by_chance`` runs at random moments, up to three times each, and ``placed`` at file operations."""
+    """Kill ``by_chance`` runs at three random moments each, and ``placed`` at a file operation each."""
     chance, hits, begun = random.Random(9798), 0, time.perf_counter()
     for number, flags in enumerate(RECIPES):
         whole = base / f"whole-{number}"

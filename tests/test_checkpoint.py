@@ -166,10 +166,15 @@ def test_one_altered_bit_changes_no_weight_unnoticed(at: int, bit: int, tmp_path
         assert all(torch.equal(found["model"][name], value) for name, value in whole["model"].items())
 
 
+ANYTHING = st.one_of(
+    *(st.none(), st.booleans(), st.text(), st.floats(), st.lists(st.integers())),
+    st.dictionaries(st.text(), st.text()),
+)
+NAMES = ["settings", "device", "epoch", "best", "rows", "finished", "model"]
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(name=st.sampled_from(["settings", "device", "epoch", "best", "rows", "finished", "model"]), value=st.one_of(
-    st.none(), st.booleans(), st.text(), st.floats(), st.lists(st.integers()), st.dictionaries(st.text(), st.text()),
-))  # fmt: skip
+@given(name=st.sampled_from(NAMES), value=ANYTHING)
 def test_progress_of_any_kind_is_read_or_refused(name: str, value: Any, tmp_path: Path) -> None:
     progress = {
         "settings": {"given": {}},
