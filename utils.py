@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -71,7 +72,7 @@ def download(file: MnistFile, raw: Path) -> None:
         with tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as folder:
             try:
                 download_and_extract_archive(url, folder, md5=md5)
-            except (OSError, EOFError, RuntimeError) as error:
+            except (OSError, EOFError, RuntimeError, HTTPException) as error:
                 failures.append(f"{url}: {error}")
                 continue
             os.replace(Path(folder, file.name), raw / file.name)
