@@ -246,8 +246,8 @@ def start(args: argparse.Namespace) -> None:
         "finished": False,
     }
     if args.dry_run and args.output_dir is None:
-        with TemporaryDirectory() as folder:
-            run(args, device, loaders, Path(folder), progress)
+        with TemporaryDirectory() as temporary:
+            run(args, device, loaders, Path(temporary), progress)
         return
     folder = make_run_dir(args.output_dir, f"{args.recipe}-seed{args.seed}")
     with locked(folder):

@@ -73,7 +73,10 @@ def download(file: MnistFile, raw: Path) -> None:
             try:
                 download_and_extract_archive(url, folder, md5=md5)
             except (OSError, EOFError, RuntimeError, HTTPException) as error:
-                failures.append(f"{url}: {error}")
+                reason = "".join(
+                    c if c.isprintable() else " " for c in str(error)
+                ).strip()  # can be the server's
+                failures.append(f"{url}: {reason or type(error).__name__}")
                 continue
             os.replace(Path(folder, file.name), raw / file.name)
             return

@@ -165,7 +165,7 @@ def archive(data_path: str) -> bytes:
 
 @pytest.fixture
 def mirror(data_path: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., list[str]]]:
-    """Start a server; what is returned makes it the mirrors /KIND/ in turn and returns the log of requests."""
+    """Start a server; what is returned makes it the mirrors /KIND/ and returns the log of requests."""
     whole, requests = archive(data_path), list[str]()
 
     class Handler(BaseHTTPRequestHandler):
