@@ -145,19 +145,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ) as archive:  # what torch.save writes; torch ignores its CRCs
             damaged = archive.testzip()
         if damaged is not None:
-            raise RunError(f"{path} is damaged: {damaged} in it has changed since it was written")
+            raise zipfile.BadZipFile(f"{damaged} in it has changed since it was written")
         with warnings.catch_warnings(action="ignore"):  # torch comments on foreign formats, then refuses them
             checkpoint: dict[str, Any] = torch.load(
                 io.BytesIO(content), map_location="cpu", weights_only=True
             )
-    except RunError:
-        raise
     except FileNotFoundError:
         raise RunError(f"{path} does not exist") from None
     except OSError as error:
         raise RunError(f"{path} can't be read: {error.strerror or error}") from None
-    except zipfile.BadZipFile:
-        raise RunError(f"{path} is not a checkpoint, or only a part of one") from None
+    except zipfile.BadZipFile as error:
+        raise RunError(f"{path} is damaged, or no checkpoint: {error}") from None
     except pickle.UnpicklingError:
         raise RunError(
             f"{path} is refused: it is damaged, or holds more than tensors and plain values"

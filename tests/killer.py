@@ -67,7 +67,7 @@ def kill_at_file_operation(count: int) -> Callable[[], None]:
 
             return run
 
-        os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)  # type: ignore[assignment]
+        os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
 
     return prepare
 

@@ -19,9 +19,17 @@ def good() -> dict[str, Any]:
     return {"model": Net().state_dict(), "epoch": 1, "test_accuracy": 10.0}
 
 
-def saved(content: Any) -> bytes:
+def saved(content: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as target:
+        for name, content in files.items():
+            target.writestr(name, content)
     return buffer.getvalue()
 
 
@@ -68,10 +76,9 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
     "without its start": lambda: saved(good())[100:],
     "one bit of a weight": lambda: (lambda c: altered(c, first_weight(c) + 2))(saved(good())),
     "a plain pickle": lambda: pickle.dumps(good()),
-    "the old format": lambda: (
-        lambda b: (torch.save(good(), b, _use_new_zipfile_serialization=False), b.getvalue())[1]
-    )(io.BytesIO()),
-    "an empty archive": lambda: (lambda b: (zipfile.ZipFile(b, "w").close(), b.getvalue())[1])(io.BytesIO()),
+    "the old format": lambda: saved(good(), _use_new_zipfile_serialization=False),
+    "an empty archive": lambda: b"PK\x05\x06" + bytes(18),
+    "another archive": lambda: archive({"notes.txt": b"these are not weights"}),
     "a list": lambda: saved([1, 2, 3]),
     "a tensor": lambda: saved(torch.zeros(3)),
     "no network": lambda: saved({"epoch": 1}),
