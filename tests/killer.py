@@ -93,7 +93,7 @@ def torment(data: str, base: Path, by_chance: int, placed: int) -> dict[str, int
         if number < by_chance:
             for _ in range(3):
                 child = fork(flags_for(folder, flags, data), base / "log")
-                time.sleep(duration * chance.random())
+                time.sleep(duration * chance.random() * 0.7)
                 os.kill(child, signal.SIGKILL)
                 hits += wait(child) == -signal.SIGKILL
         else:
