@@ -63,7 +63,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
 
 @posix
 def test_killed_and_resumed_is_as_if_never_interrupted(data_path: str, tmp_path: Path) -> None:
-    by_chance, placed = 10, 6  # three kills each, and one each
+    by_chance, placed = 10, 14  # three kills each, and one each
     done = subprocess.run(
         [sys.executable, ROOT / "tests" / "killer.py", data_path, tmp_path, str(by_chance), str(placed)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
