@@ -18,9 +18,16 @@ RUN_DEFAULTS: dict[str, Any] = {
     "use_deterministic_algorithms": False,
     "limit_train_batches": None,
     "holdout": 0,
+    "tensorboard": False,
     "dry_run": False,
 }
-FREE = {"resume", "output_dir", "data_path", "device"}  # may change when a run is resumed: the results don't
+FREE = {
+    "resume",
+    "output_dir",
+    "data_path",
+    "device",
+    "tensorboard",
+}  # may change when a run is resumed: the results don't
 
 
 class UsageError(Exception):
@@ -127,6 +134,7 @@ def build_parser(recipe: str) -> argparse.ArgumentParser:
         metavar="N",
         help="hold N images out of the training set and evaluate on them, not on the test set (default: 0)",
     )
+    run.add_argument("--tensorboard", action="store_true", help="write the curves for TensorBoard as well")
     run.add_argument(
         "--dry-run",
         action="store_true",

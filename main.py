@@ -38,6 +38,7 @@ from checkpoint import (
     versions,
 )
 from cpu import speed_up
+from curves import require_tensorboard, write_tensorboard
 from model import Net
 from test import test
 from train import DivergedError, train
@@ -211,6 +212,8 @@ def run(
         progress.update(epoch=epoch, finished=reached or epoch == args.epochs)
         # After best.pt: a run that is killed in between makes the same best.pt again.
         save_progress(folder, progress, snapshot(parts, device, loaders[0].generator))
+        if args.tensorboard:
+            write_tensorboard(folder, progress["rows"])
         announce(args, folder, epoch)
         if reached:
             print(f"Target accuracy of {args.target_accuracy:g}% reached at epoch {epoch}!")
@@ -232,6 +235,8 @@ def announce(args: argparse.Namespace, folder: Path, epoch: int) -> None:
 
 def start(args: argparse.Namespace) -> None:
     """Begin a run as ``args`` says."""
+    if args.tensorboard:
+        require_tensorboard()
     if args.use_deterministic_algorithms:
         make_deterministic()
     device = select_device(args.device)
@@ -262,6 +267,8 @@ def resume(args: argparse.Namespace) -> None:
     with locked(folder):
         progress = load_progress(folder)
         settings = resume_args(args, progress["settings"])
+        if settings.tensorboard:
+            require_tensorboard()
         if progress["finished"]:
             print(
                 f"{folder} is finished after epoch {progress['epoch']}: best accuracy {progress['best']:.2f}%"
