@@ -1,5 +1,6 @@
 """Data: find, verify and download MNIST, rotate and normalise it, hand it out in batches."""
 
+import functools
 import hashlib
 import os
 import tempfile
@@ -133,6 +134,22 @@ def normalise(images: Tensor) -> Tensor:
     return images.float().div_(255 * STD).sub_(MEAN / STD)
 
 
+@functools.cache
+def sampling_basis(height: int, width: int, device: torch.device) -> Tensor:
+    """Return what cos and sin of an angle multiply to give ``F.grid_sample``'s grid: (2, height·width·2).
+
+    A pixel at (x, y) from the centre is taken from (x cos - y sin, x sin + y cos), in half sizes.
+    """
+    y, x = torch.meshgrid(
+        torch.arange(height, device=device) - (height - 1) / 2,
+        torch.arange(width, device=device) - (width - 1) / 2,
+        indexing="ij",
+    )
+    half = torch.tensor([width / 2, height / 2], device=device)
+    of_cos, of_sin = torch.stack([x, y], dim=-1) / half, torch.stack([-y, x], dim=-1) / half
+    return torch.stack([of_cos.flatten(), of_sin.flatten()])
+
+
 def rotate(
     images: Tensor, degrees: Tensor, interpolation: str = "nearest", shift: Tensor | None = None
 ) -> Tensor:
@@ -147,17 +164,10 @@ def rotate(
     _, _, height, width = images.shape
     radians = torch.deg2rad(degrees)
     cos_sin = torch.stack([radians.cos(), radians.sin()], dim=1)
-    # Where each pixel is taken from: (x cos - y sin, x sin + y cos), as one matrix product for the batch.
-    y, x = torch.meshgrid(
-        torch.arange(height, device=images.device) - (height - 1) / 2,
-        torch.arange(width, device=images.device) - (width - 1) / 2,
-        indexing="ij",
-    )
-    half = torch.tensor([width / 2, height / 2], device=images.device)  # grid_sample counts in half sizes
-    basis = torch.stack([torch.stack([x, y], dim=-1) / half, torch.stack([-y, x], dim=-1) / half])
-    grid = (cos_sin @ basis.flatten(start_dim=1)).view(-1, height, width, 2)
+    basis = sampling_basis(height, width, images.device)
+    grid = (cos_sin @ basis).view(-1, height, width, 2)  # one matrix product for the whole batch
     if shift is not None:
-        grid = grid + (shift / half)[:, None, None, :]
+        grid = grid + (shift / torch.tensor([width / 2, height / 2], device=images.device))[:, None, None, :]
     rotated = F.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
     return rotated.round_() if interpolation == "bilinear" else rotated
 
