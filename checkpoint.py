@@ -213,12 +213,12 @@ def newest_weights() -> Path:
     Raises ``RunError`` when there is neither.
     """
     found = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    found = found[-1:] or [path for path in [Path(__file__).parent / "weights" / "best.pt"] if path.exists()]
-    if not found:
-        raise RunError(
-            "there are no trained weights under runs/: train with python main.py, or name --weights"
-        )
-    return found[0]
+    if found:
+        return found[-1]
+    ours = Path(__file__).parent / "weights" / "best.pt"
+    if ours.exists():
+        return ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours
+    raise RunError("there are no trained weights under runs/: train with python main.py, or name --weights")
 
 
 def save_best(folder: Path, model: nn.Module, row: Row, progress: dict[str, Any]) -> None:
