@@ -73,15 +73,8 @@ def path_name(text: str) -> str:
     return text
 
 
-def build_parser(recipe: str) -> argparse.ArgumentParser:
-    """Make the parser, its help showing ``recipe``'s values; a flag that isn't given sets nothing."""
-    defaults = RECIPES[recipe]
-    parser = argparse.ArgumentParser(
-        prog="main.py",
-        description="Train the network of 9,798 parameters on MNIST.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what to run, on what and where to."""
     run = parser.add_argument_group("the run")
     run.add_argument(
         "--recipe",
@@ -141,6 +134,10 @@ def build_parser(recipe: str) -> argparse.ArgumentParser:
         help="one epoch of a few batches, nothing kept: a check that everything works",
     )
 
+
+def add_hyperparameters(parser: argparse.ArgumentParser, recipe: str) -> None:
+    """Add a flag for each hyperparameter, its help showing ``recipe``'s value."""
+    defaults = RECIPES[recipe]
     group = parser.add_argument_group(f"hyperparameters (defaults: those of --recipe {recipe})")
 
     def add(name: str, text: str, **options: Any) -> None:
@@ -180,6 +177,18 @@ def build_parser(recipe: str) -> argparse.ArgumentParser:
         type=number(0, 100, above=True),
         metavar="PCT",
     )
+
+
+def build_parser(recipe: str) -> argparse.ArgumentParser:
+    """Make the parser, its help showing ``recipe``'s values; a flag that isn't given sets nothing."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Train the network of 9,798 parameters on MNIST.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    add_run_flags(parser)
+    add_hyperparameters(parser, recipe)
     return parser
 
 

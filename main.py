@@ -20,9 +20,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from checkpoint import (
     Row,
@@ -41,7 +38,7 @@ from cpu import speed_up
 from curves import require_tensorboard, write_tensorboard
 from model import Net
 from test import test
-from train import DivergedError, train
+from train import DivergedError, make_ema, make_optimizer, train
 from utils import DataError, DeviceLoader, get_loaders
 
 
@@ -77,39 +74,6 @@ def print_summary(model: nn.Module) -> None:
         return
     with torch.random.fork_rng(devices=[]):
         summary(copy.deepcopy(model), (1, 28, 28), device="cpu")
-
-
-def make_optimizer(model: nn.Module, args: argparse.Namespace, steps: int) -> tuple[SGD, OneCycleLR]:
-    """Make SGD and its schedule over ``args.epochs`` epochs of ``steps`` steps each."""
-    optimizer = SGD(
-        model.parameters(),
-        lr=args.lr,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        nesterov=args.nesterov,
-        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
-    )
-    total_steps = args.epochs * steps
-    scheduler = OneCycleLR(
-        optimizer,
-        max_lr=args.max_lr,
-        total_steps=total_steps,
-        # A warm-up of exactly one step would make OneCycleLR divide by zero.
-        pct_start=0.0 if args.pct_start * total_steps == 1 else args.pct_start,
-        div_factor=args.div_factor,
-        final_div_factor=args.final_div_factor,
-        base_momentum=args.base_momentum,
-        max_momentum=args.max_momentum,
-    )
-    return optimizer, scheduler
-
-
-def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Make the running average of ``model``'s weights and statistics; none where ``decay`` is 0."""
-    if decay == 0:
-        return None
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def make_deterministic() -> None:

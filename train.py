@@ -1,11 +1,13 @@
-"""One epoch of training."""
+"""One epoch of training, and what moves in it: optimiser, schedule, running average."""
+
+import argparse
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from utils import Loader
@@ -15,6 +17,39 @@ BAR_INTERVAL = 25  # batches between two looks at the device, each of which wait
 
 class DivergedError(Exception):
     """The loss became NaN or infinite; the message says where."""
+
+
+def make_optimizer(model: nn.Module, args: argparse.Namespace, steps: int) -> tuple[SGD, OneCycleLR]:
+    """Make SGD and its schedule over ``args.epochs`` epochs of ``steps`` steps each."""
+    optimizer = SGD(
+        model.parameters(),
+        lr=args.lr,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        nesterov=args.nesterov,
+        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
+    )
+    total_steps = args.epochs * steps
+    scheduler = OneCycleLR(
+        optimizer,
+        max_lr=args.max_lr,
+        total_steps=total_steps,
+        # A warm-up of exactly one step would make OneCycleLR divide by zero.
+        pct_start=0.0 if args.pct_start * total_steps == 1 else args.pct_start,
+        div_factor=args.div_factor,
+        final_div_factor=args.final_div_factor,
+        base_momentum=args.base_momentum,
+        max_momentum=args.max_momentum,
+    )
+    return optimizer, scheduler
+
+
+def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Make the running average of ``model``'s weights and statistics; none where ``decay`` is 0."""
+    if decay == 0:
+        return None
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def train(

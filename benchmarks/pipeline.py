@@ -96,10 +96,9 @@ def ours(data_path: str, device: Any, batches: int, images: int) -> Parts:
 
     from arguments import parse_args
     from cpu import speed_up
-    from main import make_optimizer
     from model import Net
     from test import test
-    from train import train
+    from train import make_optimizer, train
     from utils import get_loaders
 
     train_loader, test_loader = get_loaders(data_path, device)

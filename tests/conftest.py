@@ -9,6 +9,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
+# Flags of a short training on real images; the held-out part is small, so that evaluating is quick.
+SHORT = "--device cpu --epochs 3 --limit-train-batches 2 --batch-size 32 --holdout 100".split()  # noqa: SIM905
 sys.path.insert(0, str(ROOT))  # ahead of the standard library, also where pytest itself imported its test
 
 from utils import load_mnist  # noqa: E402

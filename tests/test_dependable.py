@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, Command
+from conftest import ROOT, SHORT, Command
 from torch import Tensor
 
 import main
@@ -21,18 +21,6 @@ from test import test as evaluate
 from train import train
 from utils import DeviceLoader
 
-SHORT = [
-    "--device",
-    "cpu",
-    "--epochs",
-    "3",
-    "--limit-train-batches",
-    "2",
-    "--batch-size",
-    "32",
-    "--holdout",
-    "100",
-]
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and fork are POSIX's")
 
 

@@ -10,21 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, SHORT
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="these are POSIX's signals")
-SHORT = [
-    "--device",
-    "cpu",
-    "--epochs",
-    "3",
-    "--limit-train-batches",
-    "2",
-    "--batch-size",
-    "32",
-    "--holdout",
-    "100",
-]
 
 LONG_STEP = """
 import interrupt

@@ -16,6 +16,7 @@ import main
 from arguments import parse_args
 from model import Net
 from recipes import RECIPES
+from train import make_optimizer
 
 ROOT = Path(__file__).parent.parent
 SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
@@ -24,7 +25,7 @@ SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
 def test_schedule_of_the_original() -> None:
     """The learning rate and momentum at each of the 19 × 469 steps, from the formula of the paper's cycle."""
     args = parse_args(["--recipe", "original"])
-    optimizer, scheduler = main.make_optimizer(Net(), args, 469)
+    optimizer, scheduler = make_optimizer(Net(), args, 469)
     total, warm = 19 * 469, 0.2 * 19 * 469 - 1
 
     def between(start: float, end: float, share: float) -> float:
@@ -51,7 +52,7 @@ def test_schedule_of_the_original() -> None:
 
 @pytest.mark.parametrize("epochs, steps", [(1, 1), (1, 5), (5, 1), (1, 3), (2, 5)])
 def test_schedule_of_any_length(epochs: int, steps: int) -> None:
-    optimizer, scheduler = main.make_optimizer(Net(), parse_args(["--epochs", str(epochs)]), steps)
+    optimizer, scheduler = make_optimizer(Net(), parse_args(["--epochs", str(epochs)]), steps)
     for _ in range(epochs * steps):
         optimizer.step()
         scheduler.step()
