@@ -15,7 +15,7 @@ from torch import nn
 import main
 from arguments import parse_args
 from model import Net
-from recipes import RECIPES
+from recipes import DEFAULT_RECIPE, RECIPES
 from train import make_optimizer
 
 ROOT = Path(__file__).parent.parent
@@ -185,7 +185,7 @@ def test_without_torchsummary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_help_is_quick_and_names_every_hyperparameter(command: Command) -> None:
     done = command("--help")
     assert done.returncode == 0
-    for name, value in RECIPES["original"].items():
+    for name, value in RECIPES[DEFAULT_RECIPE].items():
         assert f"--{name.replace('_', '-')}" in done.stdout, name
         assert str(value) in done.stdout
     # It answers before torch is imported.

@@ -8,6 +8,7 @@ from arguments import build_parser
 from recipes import DEFAULT_RECIPE, RECIPES
 
 ROOT = Path(__file__).parent.parent
+FIGURES = ("curves", "confusion", "digits", "reliability", "mistakes", "filters")
 README = (ROOT / "README.md").read_text()
 
 
@@ -46,7 +47,8 @@ def test_main_needs_no_more_than_requirements_txt() -> None:
 def test_files_that_the_readme_names_exist() -> None:
     for name in re.findall(r"`([\w/.-]+\.(?:py|txt|md|csv|png|json|html|pt|log))`", README):
         base = [ROOT, ROOT / "tests"]
-        made_by_a_run = {"best.pt", "last.pt", "metrics.csv", "report.html"}
+        made_by_a_run = {"best.pt", "last.pt", "metrics.csv", "report.html", "net.html"}
+        made_by_a_run |= {f"{figure}.png" for figure in FIGURES}
         assert Path(name).name in made_by_a_run or any((folder / name).exists() for folder in base), name
 
 
