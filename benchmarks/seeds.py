@@ -42,12 +42,16 @@ def student(freedom: int, level: float = 0.975) -> float:
 def run_seed(args: argparse.Namespace, seed: int) -> Row:
     """Train with ``seed`` in a process of its own and return its row."""
     folder = ROOT / "runs" / f"seeds-{args.name}" / f"seed-{seed}"
-    shutil.rmtree(folder, ignore_errors=True)
-    flags = ["--recipe", args.recipe, "--seed", str(seed), "--target-accuracy", "100"]
-    flags += ["--holdout", str(args.holdout), "--device", args.device, "--data-path", args.data_path]
+    if (folder / "last.pt").exists():  # from a proof that was interrupted
+        flags = ["--resume", str(folder)]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        flags = ["--recipe", args.recipe, "--seed", str(seed), "--target-accuracy", "100"]
+        flags += ["--holdout", str(args.holdout), "--output-dir", str(folder)]
+    flags += ["--device", args.device, "--data-path", args.data_path]
     threads = str(max(1, (os.cpu_count() or 1) // args.jobs))
     done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), *flags, "--output-dir", str(folder)],
+        [sys.executable, str(ROOT / "main.py"), *flags],
         env={**os.environ, "OMP_NUM_THREADS": threads},
         cwd=ROOT,
         capture_output=True,
@@ -55,7 +59,8 @@ def run_seed(args: argparse.Namespace, seed: int) -> Row:
         check=False,
     )
     if done.returncode != 0:
-        raise RuntimeError(f"seed {seed} failed: {done.stderr.splitlines()[-1:]}")
+        reason = (done.stderr.splitlines() or ["no message"])[-1]
+        raise RuntimeError(f"seed {seed} failed: {reason}")
     with open(folder / "metrics.csv") as file:
         epochs = list(csv.DictReader(file))
     part = "holdout" if args.holdout else "test"
@@ -170,7 +175,11 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(run_seed, args, seed) for seed in wanted]
         for future in as_completed(futures):
-            row = future.result()
+            try:
+                row = future.result()
+            except RuntimeError as error:
+                pool.shutdown(cancel_futures=True)
+                sys.exit(f"seeds.py: error: {error}")
             rows[int(row["seed"])] = row
             write(table, [rows[seed] for seed in sorted(rows)])
             print(
