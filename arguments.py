@@ -208,6 +208,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = argparse.Namespace(**{**RUN_DEFAULTS, **RECIPES[given.get("recipe", DEFAULT_RECIPE)], **given})
     args.given = {name: value for name, value in given.items() if name != "resume"}
 
+    if args.dry_run and "output_dir" in given:
+        parser.error("argument --output-dir: not allowed with argument --dry-run, which keeps nothing")
     if "resume" in given and "output_dir" in given:
         parser.error("argument --output-dir: not allowed with argument --resume")
     # OneCycleLR sets the learning rate and the momentum itself: a flag that names one of them must still act.

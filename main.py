@@ -183,7 +183,8 @@ def run(
             print(f"Target accuracy of {args.target_accuracy:g}% reached at epoch {epoch}!")
             break
     else:
-        print(f"Target accuracy of {args.target_accuracy:g}% not reached in {args.epochs} epochs.")
+        epochs = f"{args.epochs} epoch{'s' * (args.epochs > 1)}"
+        print(f"Target accuracy of {args.target_accuracy:g}% not reached in {epochs}.")
 
     print(f"\nFinal best accuracy: {progress['best']:.2f}%")
     print(f"Total parameters: {count_parameters(model):,}")
@@ -191,7 +192,7 @@ def run(
 
 def announce(args: argparse.Namespace, folder: Path, epoch: int) -> None:
     """Let Ctrl-C say that the run in ``folder`` is saved up to ``epoch``, and how it goes on."""
-    if args.dry_run and args.output_dir is None:
+    if args.dry_run:
         return
     done = f"saved up to epoch {epoch}" if epoch else "no epoch was complete"
     interrupt.saved(f"{done}; to go on: python main.py --resume {shlex.quote(str(folder))}")
@@ -214,7 +215,7 @@ def start(args: argparse.Namespace) -> None:
         "rows": [],
         "finished": False,
     }
-    if args.dry_run and args.output_dir is None:
+    if args.dry_run:
         with TemporaryDirectory() as temporary:
             run(args, device, loaders, Path(temporary), progress)
         return

@@ -104,11 +104,13 @@ def main(args: argparse.Namespace) -> int:
     """Carry out the command line ``args``; return the exit status, with a line on stderr for a failure."""
     try:
         weights = Path(args.weights) if args.weights else newest_weights()
-        model, _ = load_net(weights)
+        model, checkpoint = load_net(weights)
     except RunError as error:
         complain(str(error))
         return 1
-    print(f"weights: {shown(str(weights))}", file=sys.stderr)
+    accuracy = checkpoint.get("test_accuracy", checkpoint.get("holdout_accuracy"))
+    known = f" ({accuracy:.2f}% in its run)" if isinstance(accuracy, float) else ""
+    print(f"weights: {shown(str(weights))}{known}", file=sys.stderr)
 
     digits = [(name, read_digit(name)) for name in args.images]
     found = [(name, digit) for name, digit in digits if digit is not None]

@@ -214,8 +214,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare the conventional pipeline with this project's.")
     parser.add_argument("--turns", type=int, default=9, help="turns of each pipeline (default: %(default)s)")
     parser.add_argument("--batches", type=int, help="training steps in a turn (default: 20; on CUDA 469)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--data-path", default=str(ROOT / "data"))
+    parser.add_argument("--device", default="auto", help="as of main.py (default: %(default)s)")
+    parser.add_argument(
+        "--data-path", default=str(ROOT / "data"), help="as of main.py (default: %(default)s)"
+    )
     parser.add_argument("--output", help="write the results to this file too, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,10 +1,10 @@
 """Prove a recipe: run it over seeds 1 to N, then say how often, how well and how fast it got there.
 
-    python benchmarks/seeds.py --recipe reliable --seeds 10
+    python benchmarks/seeds.py --recipe reliable --seeds 10 --output-dir runs/proof
 
 Every run goes to the end of its schedule, so that the last epoch's accuracy is chosen by nobody; the
-epoch at which the target was first reached is read from its metrics. Rows are kept in
-benchmarks/results/, one a seed; a seed that has its row isn't run again.
+epoch at which the target was first reached is read from its metrics. Rows are kept in the output
+folder, one a seed; a seed that has its row isn't run again, so proving it anew takes a new folder.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def student(freedom: int, level: float = 0.975) -> float:
 
 def run_seed(args: argparse.Namespace, seed: int) -> Row:
     """Train with ``seed`` in a process of its own and return its row."""
-    folder = ROOT / "runs" / f"seeds-{args.name}" / f"seed-{seed}"
+    folder = args.output_dir / args.name / f"seed-{seed}"
     if (folder / "last.pt").exists():  # from a proof that was interrupted
         flags = ["--resume", str(folder)]
     else:
@@ -153,7 +153,20 @@ def plot(rows: list[Row], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run a recipe over seeds 1 to N and say what that proves.")
     parser.add_argument("--recipe", choices=list(RECIPES), required=True)
-    parser.add_argument("--seeds", type=number(1, 10_000, whole=True), default=10, metavar="N")
+    parser.add_argument(
+        "--seeds",
+        type=number(1, 10_000, whole=True),
+        default=10,
+        metavar="N",
+        help="run seeds 1 to N (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the table, the plot and the runs; what it holds already isn't run again",
+    )
     parser.add_argument(
         "--jobs",
         type=number(1, 1000, whole=True),
@@ -161,12 +174,14 @@ def main() -> None:
         metavar="N",
         help="runs at a time (default: one a core)",
     )
-    parser.add_argument("--holdout", type=number(0, 50_000, whole=True), default=0, metavar="N")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--data-path", default=str(ROOT / "data"))
+    same = "as of main.py (default: %(default)s)"
+    parser.add_argument("--holdout", type=number(0, 50_000, whole=True), default=0, metavar="N", help=same)
+    parser.add_argument("--device", default="auto", help=same)
+    parser.add_argument("--data-path", default=str(ROOT / "data"), metavar="DIR", help=same)
     args = parser.parse_args()
     args.name = args.recipe + (f"-holdout{args.holdout}" if args.holdout else "")
-    table = ROOT / "benchmarks" / "results" / f"{args.name}.csv"
+    args.output_dir = args.output_dir.resolve()
+    table = args.output_dir / f"{args.name}.csv"
     rows: dict[int, Row] = {}
     if table.exists():
         with open(table) as file:

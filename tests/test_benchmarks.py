@@ -68,11 +68,9 @@ def test_a_seed_that_has_its_row_is_not_run_again(
         return row(seed, 99.3, 99.41)
 
     monkeypatch.setattr(seeds, "run_seed", run_seed)
-    monkeypatch.setattr(seeds, "ROOT", tmp_path)
     for count in ("2", "4"):
-        monkeypatch.setattr(
-            sys, "argv", ["seeds.py", "--recipe", "original", "--seeds", count, "--jobs", "1"]
-        )
+        flags = ["--recipe", "original", "--seeds", count, "--jobs", "1", "--output-dir", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["seeds.py", *flags])
         seeds.main()
     assert ran == [1, 2, 3, 4]
     assert "4 of 4 = 100 %" in capsys.readouterr().out

@@ -47,7 +47,7 @@ def test_drawn_digits(capsys: Capture) -> None:
 def test_lines(capsys: Capture) -> None:
     assert call(SEVEN, THREE) == 0
     out, err = capsys.readouterr()
-    assert err == f"weights: {ROOT / 'weights' / 'best.pt'}\n"
+    assert err.startswith("weights: ") and err.endswith("best.pt (99.41% in its run)\n")
     first, second = out.splitlines()
     assert first.startswith(f"{SEVEN}: 7 (")
     assert second.startswith(f"{THREE}: 3 (")
@@ -85,7 +85,7 @@ def test_newest_run_is_the_default(tmp_path: Path, capsys: Capture) -> None:
     run.mkdir(parents=True)
     (run / "best.pt").write_bytes((ROOT / "weights" / "best.pt").read_bytes())
     assert call(SEVEN) == 0
-    assert capsys.readouterr().err == f"weights: {Path('runs', 'one', 'best.pt')}\n"
+    assert capsys.readouterr().err == f"weights: {Path('runs', 'one', 'best.pt')} (99.41% in its run)\n"
 
 
 def test_bad_files_do_not_stop_the_good(tmp_path: Path, capsys: Capture) -> None:
