@@ -62,16 +62,11 @@ from torch import Tensor
 from checkpoint import RunError, load_net, newest_weights, replace_file
 from exports import ExportError, Predictor, c_code, onnx_file
 from model import Net
-from utils import MEAN, STD, DataError, load_mnist
+from utils import DataError, load_mnist, normalise
 
 ROUNDING = 1e-4  # in log-probabilities: ten times what another order of float32 sums was seen to change
 INT8_LOSS = 10  # images of the 10,000 in the test set that 8-bit weights may cost: 0.1 percentage points
 REPEATS = 300  # images timed
-
-
-def normalise(pictures: Tensor) -> Tensor:
-    """Turn pictures, uint8 (N, 28, 28), into what ``Net`` takes, float32 (N, 1, 28, 28)."""
-    return (pictures.unsqueeze(1) / 255 - MEAN) / STD
 
 
 @torch.inference_mode()
@@ -114,7 +109,7 @@ def race(model: Net, predictor: Predictor, pictures: Tensor) -> str:
     torch.set_num_threads(1)
     times: tuple[list[float], list[float]] = [], []
     for picture in torch.split(pictures[:REPEATS], 1):
-        normalised = normalise(picture)
+        normalised = normalise(picture[:, None])
         start = time.perf_counter()
         model(normalised)
         middle = time.perf_counter()
@@ -166,7 +161,7 @@ def main(args: argparse.Namespace) -> int:
         pictures, labels = load_mnist(args.data_path, train=False)
         folder = Path(args.output_dir) if args.output_dir else weights.parent
         folder.mkdir(parents=True, exist_ok=True)
-        expected = run(lambda batch: model(normalise(batch)), pictures)
+        expected = run(lambda batch: model(normalise(batch[:, None])), pictures)
         accuracy = 100 * (expected.argmax(dim=1) == labels).float().mean().item()
         print(f"{weights}: accuracy {accuracy:.2f}%")
         for name in dict.fromkeys(args.formats):
