@@ -140,13 +140,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         content = path.read_bytes()
-        with zipfile.ZipFile(
-            io.BytesIO(content)
-        ) as archive:  # what torch.save writes; torch ignores its CRCs
+        # What torch.save writes is a zip file, whose CRCs torch ignores.
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"{damaged} in it has changed since it was written")
-        with warnings.catch_warnings(action="ignore"):  # torch comments on foreign formats, then refuses them
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on foreign formats, then refuses them
             checkpoint: dict[str, Any] = torch.load(
                 io.BytesIO(content), map_location="cpu", weights_only=True
             )

@@ -74,9 +74,8 @@ def download(file: MnistFile, raw: Path) -> None:
             try:
                 download_and_extract_archive(url, folder, md5=md5)
             except (OSError, EOFError, RuntimeError, HTTPException) as error:
-                reason = "".join(
-                    c if c.isprintable() else " " for c in str(error)
-                ).strip()  # can be the server's
+                # The text can be the server's own.
+                reason = "".join(c if c.isprintable() else " " for c in str(error)).strip()
                 failures.append(f"{url}: {reason or type(error).__name__}")
                 continue
             os.replace(Path(folder, file.name), raw / file.name)
@@ -130,7 +129,10 @@ def load_mnist(data_path: str, train: bool) -> tuple[Tensor, Tensor]:
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Bring pixels from 0..255 to mean 0 and deviation 1 over the training set, in float32."""
+    """Bring pixels from 0..255 to mean 0 and deviation 1 over the training set, in float32.
+
+    ``images``, of any shape, is uint8; or float32, and is then changed in place.
+    """
     return images.float().div_(255 * STD).sub_(MEAN / STD)
 
 
