@@ -4,6 +4,7 @@ from pathlib import Path
 import torch
 
 from checkpoint import load_net
+from exports import web
 from recipes import DEFAULT_RECIPE, RECIPES
 from test import test as evaluate
 from utils import DeviceLoader, load_mnist
@@ -24,3 +25,8 @@ def test_committed_weights_are_what_their_metrics_claim(data_path: str) -> None:
     # Another machine rounds otherwise, which may turn an image that lies on the border.
     assert abs(correct - 100 * float(best["test_accuracy"])) <= 2
     assert abs(loss - float(best["test_loss"])) < 1e-4
+
+
+def test_committed_page_is_made_of_the_committed_weights() -> None:
+    model, _ = load_net(WEIGHTS / "best.pt")
+    assert (WEIGHTS.parent / "docs" / "index.html").read_bytes() == web.write(model)
