@@ -4,10 +4,10 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from utils import Loader
@@ -45,11 +45,22 @@ def make_optimizer(model: nn.Module, args: argparse.Namespace, steps: int) -> tu
 
 
 def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Make the running average of ``model``'s weights and statistics; none where ``decay`` is 0."""
+    """Make the running average of ``model``'s weights and statistics; none where ``decay`` is 0.
+
+    Up to step n it keeps (1 + n) / (10 + n) of itself, if that is less than ``decay``: so it forgets the
+    untrained weights within an epoch (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
+    """
     if decay == 0:
         return None
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    ema = AveragedModel(model, use_buffers=True)
+
+    def average(averaged: PARAM_LIST, current: PARAM_LIST, count: Tensor | int) -> None:
+        n = int(ema.n_averaged)  # the same as count, which is on the device and would have to be waited for
+        keep = min(decay, (1 + n) / (10 + n))
+        get_ema_multi_avg_fn(keep)(averaged, current, count)  # type: ignore[no-untyped-call]
+
+    ema.multi_avg_fn = average
+    return ema
 
 
 def train(
