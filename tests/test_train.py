@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from model import Net
-from train import DivergedError, train
+from train import DivergedError, make_ema, train
 from utils import DeviceLoader, normalise
 
 CPU = torch.device("cpu")
@@ -75,6 +75,26 @@ def test_label_smoothing_is_pytorchs(train_set: Set) -> None:
     data.generator.set_state(state)
     loss, _ = train(model, CPU, data, SGD(model.parameters(), lr=0.0), 1, label_smoothing=0.2)
     assert math.isclose(loss, expected, rel_tol=1e-5)
+
+
+def test_running_average_by_hand(train_set: Set) -> None:
+    """The recurrence written out, over weights and running statistics that a training moves."""
+    model = Net()
+    ema = make_ema(model, 0.5)
+    assert ema is not None and make_ema(model, 0.0) is None
+    names = [name for name, value in model.state_dict().items() if value.is_floating_point()]
+    expected: dict[str, Tensor] = {}
+    for n in range(12):  # (1 + n) / (10 + n) passes 0.5 at n = 8
+        train(model, CPU, loader(train_set, 64), SGD(model.parameters(), lr=0.1), 1, ema=ema)
+        now = model.state_dict()
+        keep = 0.0 if n == 0 else min(0.5, (1 + n) / (10 + n))
+        expected = {
+            name: now[name].double() * (1 - keep) + (keep * expected[name] if n else 0) for name in names
+        }
+    averaged = ema.module.state_dict()
+    for name in names:
+        torch.testing.assert_close(averaged[name].double(), expected[name], rtol=1e-4, atol=1e-6)
+    assert not torch.equal(averaged[names[0]], model.state_dict()[names[0]])
 
 
 @pytest.mark.parametrize("batch", [0, 5, 31])
