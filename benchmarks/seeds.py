@@ -3,8 +3,10 @@
     python benchmarks/seeds.py --recipe reliable --seeds 10 --output-dir runs/proof
 
 Every run goes to the end of its schedule, so that the last epoch's accuracy is chosen by nobody; the
-epoch at which the target was first reached is read from its metrics. Rows are kept in the output
-folder, one a seed; a seed that has its row isn't run again, so proving it anew takes a new folder.
+epoch at which the target was first reached is read from its metrics. With ``--holdout`` those accuracies
+are of held-out images, and the weights of the epoch that was best there meet the test set at the end.
+Rows are kept in the output folder, one a seed; a seed that has its row isn't run again, so proving it
+anew takes a new folder.
 """
 
 import argparse
@@ -74,10 +76,22 @@ def run_seed(args: argparse.Namespace, seed: int) -> Row:
         "seconds_to_target": f"{sum(seconds[:reached]):.2f}" if reached else "none",
         "best": f"{max(accuracies):.2f}",
         "last": f"{accuracies[-1]:.2f}",
+        "best_on_test": f"{accuracy_on_test(args, folder):.2f}" if args.holdout else f"{max(accuracies):.2f}",
         "seconds": f"{sum(seconds):.2f}",
         **environment(args, threads),
         "accuracy_by_epoch": " ".join(f"{accuracy:.2f}" for accuracy in accuracies),
     }
+
+
+def accuracy_on_test(args: argparse.Namespace, folder: Path) -> float:
+    """Return the accuracy in percent that the best weights of the run in ``folder`` have on the test set."""
+    from checkpoint import load_net
+    from scores import answers
+    from utils import load_mnist
+
+    images, labels = load_mnist(args.data_path, train=False)
+    said, _ = answers(load_net(folder / "best.pt")[0], images)
+    return 100 * (said == labels).double().mean().item()
 
 
 def environment(args: argparse.Namespace, threads: str) -> Row:
@@ -87,8 +101,19 @@ def environment(args: argparse.Namespace, threads: str) -> Row:
     from checkpoint import versions
 
     cuda = torch.cuda.is_available() and args.device != "cpu"
-    device = torch.cuda.get_device_name() if cuda else f"CPU, {threads} of {os.cpu_count()} cores"
+    cpu = f"CPU with {torch.backends.cpu.get_cpu_capability()}, {threads} of {os.cpu_count()} cores"
+    device = torch.cuda.get_device_name() if cuda else cpu
     return {"device": device, **versions()}
+
+
+def spread(accuracies: list[float]) -> str:
+    """Say how two or more accuracies in percent are spread, and where their mean lies."""
+    n, mean, deviation = len(accuracies), statistics.mean(accuracies), statistics.stdev(accuracies)
+    half = student(n - 1) * deviation / math.sqrt(n)
+    return (
+        f"mean {mean:.3f} %, standard deviation {deviation:.3f}, "
+        f"95 % interval {mean - half:.3f} to {mean + half:.3f} % (Student)"
+    )
 
 
 def summarise(rows: list[Row]) -> str:
@@ -100,7 +125,6 @@ def summarise(rows: list[Row]) -> str:
     n, part = len(rows), rows[0]["evaluated_on"]
     reached = [row for row in rows if row["epoch_reached"] != "none"]
     low, high = (float(end) for end in wilson(tensor(len(reached)), tensor(n)))
-    last = [float(row["last"]) for row in rows]
     lines = [
         f"runs                    {n} (seeds {rows[0]['seed']} to {rows[-1]['seed']}), {rows[0]['device']}, "
         f"torch {rows[0]['torch']}",
@@ -108,12 +132,10 @@ def summarise(rows: list[Row]) -> str:
         f"95 % interval {100 * low:.0f} to {100 * high:.0f} % (Wilson)",
     ]
     if n > 1:
-        mean, deviation = statistics.mean(last), statistics.stdev(last)
-        half = student(n - 1) * deviation / math.sqrt(n)
-        lines.append(
-            f"last epoch              mean {mean:.3f} %, standard deviation {deviation:.3f}, "
-            f"95 % interval {mean - half:.3f} to {mean + half:.3f} % (Student)"
-        )
+        lines.append(f"last epoch ({part})".ljust(24) + spread([float(row["last"]) for row in rows]))
+        if part == "holdout":
+            chosen = [float(row["best_on_test"]) for row in rows]
+            lines.append("best epoch, on test set " + spread(chosen))
     if reached:
         epoch = statistics.median(int(row["epoch_reached"]) for row in reached)
         seconds = statistics.median(float(row["seconds_to_target"]) for row in reached)

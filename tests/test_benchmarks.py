@@ -36,6 +36,7 @@ def row(seed: int, *accuracies: float) -> dict[str, Any]:
         "seconds_to_target": f"{10 * reached:.2f}" if reached else "none",
         "best": f"{max(accuracies):.2f}",
         "last": f"{accuracies[-1]:.2f}",
+        "best_on_test": f"{max(accuracies) + 0.01:.2f}",
         "seconds": f"{10 * len(accuracies):.2f}",
         "device": "CPU",
         "torch": "2",
@@ -50,6 +51,10 @@ def test_summary_by_hand() -> None:
     # mean 99.4, deviation sqrt((0.01² + 0.05² + 0.06²) / 2) = 0.0557, half-width 4.303 · 0.0557 / √3 = 0.138
     assert "mean 99.400 %, standard deviation 0.056, 95 % interval 99.262 to 99.538 %" in text
     assert "median epoch 2.5, median 25.0 s" in text
+    assert "best epoch" not in text
+    text = seeds.summarise([made | {"evaluated_on": "holdout"} for made in rows])
+    assert "last epoch (holdout)    mean 99.400 %" in text
+    assert "best epoch, on test set mean 99.417 %, standard deviation 0.055" in text  # 99.42, 99.36, 99.47
 
 
 def test_plot_is_a_picture(tmp_path: Path) -> None:
