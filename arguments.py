@@ -173,7 +173,7 @@ def add_hyperparameters(parser: argparse.ArgumentParser, recipe: str) -> None:
     )
     add(
         "target_accuracy",
-        "stop when this accuracy is reached in evaluation, in percent",
+        "stop when this accuracy is reached in evaluation, in percent; 100: go to the end of the schedule",
         type=number(0, 100, above=True),
         metavar="PCT",
     )

@@ -103,6 +103,16 @@ def test_stops_at_the_first_epoch_that_reaches_the_target(
     assert torch.load(tmp_path / "run" / "best.pt", weights_only=True)["epoch"] == 3
 
 
+def test_without_early_stop_the_last_epoch_is_told(
+    arguments: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_run(monkeypatch, [9000, 9950, 9945])
+    assert main.main(arguments("--epochs", "3", "--target-accuracy", "100")) == 0
+    end = "\nAccuracy at the end of the schedule: 99.45%\n\nFinal best accuracy: 99.50%\n"
+    out = capsys.readouterr().out
+    assert end in out and "Target" not in out
+
+
 def test_says_so_when_the_epochs_run_out_and_a_tie_is_no_new_best(
     arguments: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
