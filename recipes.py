@@ -32,17 +32,28 @@ ORIGINAL: Recipe = {
 }
 
 # Chosen on held-out training images (benchmarks/results/tries.md): the schedule moves with each batch and
-# peaks ten times higher, dropout is lighter, and the running average of the weights is what counts.
+# peaks twenty times higher, wider rotation replaces dropout, and the running average of the weights counts.
 RELIABLE: Recipe = ORIGINAL | {
-    "epochs": 13,
+    "epochs": 16,
     "nesterov": True,
-    "max_lr": 0.15,
+    "max_lr": 0.3,
+    "div_factor": 20.0,  # from 0.015 as well
     "schedule_interval": "batch",
-    "rotation": 10.0,
+    "rotation": 15.0,
     "interpolation": "bilinear",
-    "dropout": 0.02,
+    "dropout": 0.0,
     "model_ema_decay": 0.998,
 }
 
-RECIPES: dict[str, Recipe] = {"original": ORIGINAL, "reliable": RELIABLE}
+# The least time to 99.4 % on average at the end of its schedule, where it stops and not before: label
+# smoothing makes up for half the epochs, at the price of probabilities that understate how sure it may be.
+FAST: Recipe = RELIABLE | {
+    "epochs": 8,
+    "div_factor": 10.0,
+    "rotation": 10.0,
+    "label_smoothing": 0.05,
+    "target_accuracy": 100.0,
+}
+
+RECIPES: dict[str, Recipe] = {"original": ORIGINAL, "reliable": RELIABLE, "fast": FAST}
 DEFAULT_RECIPE = "reliable"

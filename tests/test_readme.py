@@ -88,3 +88,7 @@ def test_the_default_stays_inside_what_the_project_promises() -> None:
     for name in ("batch_size", "lr", "momentum", "weight_decay", "target_accuracy", "translation"):
         assert default[name] == original[name]
     assert default["epochs"] <= 19 and default["max_lr"] / default["div_factor"] == default["lr"]
+
+
+def test_the_fast_recipe_has_no_early_stop() -> None:
+    assert RECIPES["fast"]["target_accuracy"] == 100
