@@ -203,6 +203,7 @@ def main() -> None:
     args = parser.parse_args()
     args.name = args.recipe + (f"-holdout{args.holdout}" if args.holdout else "")
     args.output_dir = args.output_dir.resolve()
+    args.data_path = str(Path(args.data_path).resolve())  # main.py runs in the repository, this may not
     table = args.output_dir / f"{args.name}.csv"
     rows: dict[int, Row] = {}
     if table.exists():

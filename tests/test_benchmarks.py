@@ -1,3 +1,4 @@
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -68,13 +69,16 @@ def test_a_seed_that_has_its_row_is_not_run_again(
 ) -> None:
     ran: list[int] = []
 
-    def run_seed(args: object, seed: int) -> dict[str, Any]:
+    def run_seed(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         ran.append(seed)
+        assert args.data_path == str(tmp_path / "here")  # main.py runs in another folder
         return row(seed, 99.3, 99.41)
 
     monkeypatch.setattr(seeds, "run_seed", run_seed)
+    monkeypatch.chdir(tmp_path)
     for count in ("2", "4"):
         flags = ["--recipe", "original", "--seeds", count, "--jobs", "1", "--output-dir", str(tmp_path)]
+        flags += ["--data-path", "here"]
         monkeypatch.setattr(sys, "argv", ["seeds.py", *flags])
         seeds.main()
     assert ran == [1, 2, 3, 4]
