@@ -6,29 +6,108 @@ import io
 import os
 import pickle
 import platform
+import shlex
+import tempfile
 import time
 import warnings
 import zipfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torchvision
-from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 
+from config import Config, Options, UsageError, UserError, flag, value_type
 from model import Net
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-Row = dict[str, float]  # one epoch's line of metrics.csv
+FORMAT = 2  # of best.pt and last.pt
+T = TypeVar("T")
 
 
-class RunError(Exception):
-    """A run's folder can't be used; the message says why and what to do."""
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch's line of metrics.csv. Losses are negative log-likelihoods, accuracies in percent."""
+
+    epoch: int  # from 1
+    lr: float  # at the epoch's start
+    train_loss: float  # of images as they were trained on: rotated, with dropout, before each step
+    train_accuracy: float
+    split: str  # what was evaluated on: "test", or "holdout", training images that were not trained on
+    eval_loss: float
+    eval_accuracy: float
+    seconds: float  # of training and evaluation
+
+    def add_to(self, writer: "SummaryWriter") -> None:
+        """Add this epoch to TensorBoard's curves."""
+        for name in ("lr", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy"):
+            split, _, kind = name.replace("eval", self.split).rpartition("_")
+            writer.add_scalar(f"{kind}/{split}" if split else kind, getattr(self, name), self.epoch)
+        writer.flush()
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    config: Config
+    device: str
+    versions: dict[str, str]
+    metrics: list[EpochMetrics] = field(default_factory=list)
+    finished: bool = False
+
+    @property
+    def epoch(self) -> int:
+        """The last epoch that is complete; 0 before the first."""
+        return len(self.metrics)
+
+    @property
+    def best_accuracy(self) -> float:
+        """The highest accuracy in evaluation so far, in percent."""
+        return max((row.eval_accuracy for row in self.metrics), default=0.0)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What changes while a run trains."""
+
+    model: Net
+    optimizer: SGD
+    scheduler: OneCycleLR
+    ema: Net | None  # the running average of the network
+
+    @property
+    def tested(self) -> Net:
+        """The network that is evaluated and kept: the running average, where there is one."""
+        return self.model if self.ema is None else self.ema
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, on the CPU and in evaluation mode; of bare weights, nothing else is known."""
+
+    path: Path
+    model: Net
+    metrics: EpochMetrics | None = None  # of the epoch that the weights are of
+    config: Config | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if self.metrics is None:
+            return str(self.path)
+        name = "test set" if self.metrics.split == "test" else "held-out images"
+        return f"{self.path} (epoch {self.metrics.epoch}: {self.metrics.eval_accuracy:.2f}% on the {name})"
 
 
 def versions() -> dict[str, str]:
@@ -41,54 +120,79 @@ def versions() -> dict[str, str]:
     }
 
 
-def make_run_dir(output_dir: str | None, name: str) -> Path:
+@contextlib.contextmanager
+def open_run(config: Config, options: Options, device: torch.device) -> Iterator[tuple[Path, Progress]]:
+    """Open the folder of a run, new or resumed as ``options`` say, and keep other processes out of it.
+
+    Raises ``UsageError`` where ``options`` contradict a run that is resumed, ``UserError`` where the
+    folder can't be used, ``OSError``, and ``KeyboardInterrupt`` with a message on how the run goes on.
+    """
+    if options.dry_run:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary), Progress(config, str(device), versions())
+        return
+    if options.resume is None:
+        folder = make_run_folder(options.output_dir, f"{config.recipe}-seed{config.seed}")
+    else:
+        path = Path(options.resume)
+        folder = path.parent if path.name == "last.pt" else path
+    with locked(folder):
+        if options.resume is None:
+            progress = Progress(config, str(device), versions())
+            save_progress(folder, progress)
+        else:
+            progress = load_progress(folder)
+            for name in sorted(options.given & vars(config).keys()):
+                stored, given = getattr(progress.config, name), getattr(config, name)
+                if stored != given:
+                    raise UsageError(
+                        f"argument {flag(name)}: the run has {stored}, not {given}; leave it out"
+                    )
+            progress.device = progress.device if options.device == "auto" else str(device)
+        try:
+            yield folder, progress
+        except KeyboardInterrupt as stop:
+            done = f"saved up to epoch {progress.epoch}" if progress.epoch else "no epoch was complete"
+            again = f"python main.py --resume {shlex.quote(str(folder))}"
+            raise type(stop)(f"{done}; to go on: {again}") from None
+
+
+def make_run_folder(output_dir: str | None, name: str) -> Path:
     """Claim a folder for a run: ``output_dir``, or a new one for ``name`` under runs/.
 
     Creating its metrics.csv, which only one process can do, is the claim, so two runs never share
-    a folder. Raises ``RunError`` where ``output_dir`` holds anything, and ``OSError``.
+    a folder. Raises ``UserError`` where ``output_dir`` holds anything, and ``OSError``.
     """
-    if output_dir is not None:
-        path = Path(output_dir)
-        path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise RunError(f"--output-dir {path} is not empty: name a new one")
-        try:
-            (path / "metrics.csv").touch(exist_ok=False)
-        except FileExistsError:
-            raise RunError(f"--output-dir {path} was just taken by another run: name a new one") from None
-        return path
     stem, count = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}", 1
     while True:
-        path = Path("runs", stem if count == 1 else f"{stem}-{count}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            count += 1
-            continue
-        (path / "metrics.csv").touch(exist_ok=False)
-        return path
+        path = Path(output_dir or Path("runs", stem if count == 1 else f"{stem}-{count}"))
+        path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # another run has just claimed it
+            if not any(path.iterdir()):
+                (path / "metrics.csv").touch(exist_ok=False)
+                return path
+        if output_dir is not None:
+            raise UserError(f"--output-dir {path} is not empty: name a new one")
+        count += 1
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of ``folder``, where the platform can, until this one ends.
+    """Keep every other process out of ``folder``, where the platform can.
 
-    Raises ``RunError`` when another process is in it. Removes what a killed process left half written.
+    Raises ``UserError`` when another process is in it. Removes what a killed process left half written.
     """
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{folder} is in use by another process: wait until it has ended") from None
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{folder} is in use by another process: wait until it has ended") from None
         for leftover in folder.glob(".*.tmp"):
             leftover.unlink()
         yield
-    finally:
-        os.close(handle)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -115,28 +219,27 @@ def replace_file(path: Path, content: bytes) -> None:
             beside.unlink(missing_ok=True)
 
 
-def save_checkpoint(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write ``checkpoint``, of tensors and plain values, to ``path``, whole or not at all."""
-    buffer: BinaryIO = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    buffer.seek(0)
-    replace_file(path, buffer.read())
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content``, of tensors and plain values, to ``path``, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    replace_file(path, buffer.getvalue())
 
 
-def write_metrics(path: Path, rows: list[Row]) -> None:
-    """Write a line an epoch, under the names of the first row, to ``path``."""
+def write_metrics(path: Path, rows: list[EpochMetrics]) -> None:
+    """Write a line an epoch to ``path``, whole or not at all."""
     text = io.StringIO(newline="")
     if rows:
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        writer = csv.DictWriter(text, asdict(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(map(asdict, rows))
     replace_file(path, text.getvalue().encode())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote, whatever is in it, onto the CPU, running no code from it.
 
-    Raises ``RunError`` when ``path`` isn't there or isn't a dictionary of tensors and plain values.
+    Raises ``UserError`` when ``path`` isn't there or isn't a dictionary of tensors and plain values.
     """
     try:
         content = path.read_bytes()
@@ -147,160 +250,122 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise zipfile.BadZipFile(f"{damaged} in it has changed since it was written")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on foreign formats, then refuses them
-            checkpoint: dict[str, Any] = torch.load(
-                io.BytesIO(content), map_location="cpu", weights_only=True
-            )
-    except FileNotFoundError:
-        raise RunError(f"{path} does not exist") from None
-    except OSError as error:
-        raise RunError(f"{path} can't be read: {error.strerror or error}") from None
-    except zipfile.BadZipFile as error:
-        raise RunError(f"{path} is damaged, or no checkpoint: {error}") from None
-    except pickle.UnpicklingError:
-        raise RunError(
-            f"{path} is refused: it is damaged, or holds more than tensors and plain values"
-        ) from None
-    except Exception as error:  # damaged bytes lead zipfile and torch into whatever error they happen to
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunError(f"{path} can't be read as a checkpoint: {reason}") from None
-    if not isinstance(checkpoint, dict):
-        raise RunError(f"{path} is not a checkpoint of this project: it has no entry 'model'")
-    return checkpoint
-
-
-def check_weights(path: Path, weights: object) -> None:
-    """Raise ``RunError`` unless ``weights``, of ``path``, are finite ones of the network in model.py."""
-
-    def kind(value: object) -> object:
-        return isinstance(value, torch.Tensor) and (value.shape, value.dtype, value.layout, value.device)
-
-    if not isinstance(weights, dict):
-        raise RunError(f"{path} is not a checkpoint of this project: it has no entry 'model'")
-    with torch.random.fork_rng(devices=[]):
-        expected = Net().state_dict()
-    if {name: kind(value) for name, value in weights.items()} != {n: kind(v) for n, v in expected.items()}:
-        raise RunError(f"{path} holds another network than the one in model.py")
-    for name, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise RunError(f"{path} is refused: {name} holds NaN or infinity")
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint with trained weights, onto the CPU, running no code from it.
-
-    Raises ``RunError`` when ``path`` isn't there or isn't a checkpoint of this network with finite weights.
-    """
-    checkpoint = read_checkpoint(path)
-    check_weights(path, checkpoint.get("model"))
-    return checkpoint
-
-
-def load_net(path: Path) -> tuple[Net, dict[str, Any]]:
-    """Read the network in the checkpoint ``path``, on the CPU and in evaluation mode, and the checkpoint.
-
-    Raises ``RunError`` like ``load_checkpoint``.
-    """
-    checkpoint = load_checkpoint(path)
-    with torch.random.fork_rng(devices=[]):
-        model = Net()
-    model.load_state_dict(checkpoint["model"])
-    return model.eval(), checkpoint
-
-
-def newest_weights() -> Path:
-    """Return the best.pt of the newest run under runs/, or else of weights/, which came with the project.
-
-    Raises ``RunError`` when there is neither.
-    """
-    found = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
-    if found:
-        return found[-1]
-    ours = Path(__file__).parent / "weights" / "best.pt"
-    if ours.exists():
-        return ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours
-    raise RunError("there are no trained weights under runs/: train with python main.py, or name --weights")
-
-
-def save_best(folder: Path, model: nn.Module, row: Row, progress: dict[str, Any]) -> None:
-    """Write best.pt: the weights of ``model``, its ``row`` of metrics.csv and the settings."""
-    names = ("epoch", "test_accuracy", "holdout_accuracy")
-    checkpoint = {"model": model.state_dict(), **{name: row[name] for name in names if name in row}}
-    save_checkpoint(folder / "best.pt", checkpoint | {n: progress[n] for n in ("settings", "versions")})
-
-
-def save_progress(folder: Path, progress: dict[str, Any], states: dict[str, Any]) -> None:
-    """Write metrics.csv and then last.pt, which holds ``progress`` and the ``states`` of ``snapshot``."""
-    write_metrics(folder / "metrics.csv", progress["rows"])
-    save_checkpoint(folder / "last.pt", progress | states)
-
-
-def snapshot(
-    parts: dict[str, Any], device: torch.device, generator: torch.Generator | None
-) -> dict[str, Any]:
-    """Return the states of the ``parts`` of a run and of all that is random in it, the loader's included."""
-    random = {"cpu": torch.get_rng_state()}
-    if generator is not None:
-        random["loader"] = generator.get_state()
-    if device.type == "cuda":
-        random["device"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        random["device"] = torch.mps.get_rng_state()
-    return {name: part.state_dict() for name, part in parts.items()} | {"random": random}
-
-
-def find_run(path: str) -> Path:
-    """Return the folder of the run that ``path``, it or its last.pt, names. Raises ``RunError``."""
-    folder = Path(path).parent if Path(path).name == "last.pt" else Path(path)
-    if not (folder / "last.pt").exists():
-        raise RunError(f"{folder} can't be resumed: it has no last.pt; name a folder that a run has written")
-    return folder
-
-
-def load_progress(folder: Path) -> dict[str, Any]:
-    """Read the last.pt of the run in ``folder``: its progress, and from epoch 1 on the states of its parts.
-
-    Raises ``RunError`` like ``load_checkpoint``, and when what belongs to a run's progress is missing.
-    """
-    path = folder / "last.pt"
-    progress = read_checkpoint(path)
-    kinds = {"settings": dict, "device": str, "epoch": int, "best": float, "rows": list, "finished": bool}
-    if any(not isinstance(progress.get(name), kind) for name, kind in kinds.items()) or not isinstance(
-        progress["settings"].get("given"), dict
-    ):
-        raise RunError(f"{path} does not hold a run's progress: it can't be resumed")
-    if progress["epoch"] > 0:
-        check_weights(path, progress.get("model"))
-    return progress
-
-
-def restore(
-    folder: Path,
-    progress: dict[str, Any],
-    parts: dict[str, Any],
-    device: torch.device,
-    generator: torch.Generator | None,
-) -> None:
-    """Bring the ``parts`` of a run, all that is random and metrics.csv to ``progress``, of last.pt.
-
-    ``parts`` are the network, the optimiser and so on, by the name of their state in ``progress``.
-    Raises ``RunError`` where one doesn't fit, and ``OSError``.
-    """
-    try:
-        for name, part in parts.items():
-            if part.state_dict().keys() != progress[name].keys():
-                raise ValueError(f"another kind of {name}")
-            part.load_state_dict(progress[name])
-        random = progress["random"]
-        torch.set_rng_state(random["cpu"])
-        if generator is not None:
-            generator.set_state(random["loader"])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(random["device"], device)
-        elif device.type == "mps":
-            torch.mps.set_rng_state(random["device"])
-        write_metrics(folder / "metrics.csv", progress["rows"])
+            checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except OSError:
         raise
+    except pickle.UnpicklingError:
+        raise UserError(f"{path} is refused: damaged, or more than tensors and plain values") from None
+    except Exception as error:  # damaged bytes lead zipfile and torch into whatever error they happen to
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} is damaged, or no checkpoint: {reason}") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is not a checkpoint of this project: it has no entry 'model'")
+    if "format" not in checkpoint and ("model" in checkpoint or "settings" in checkpoint):
+        raise UserError(f"{path} is of an earlier version of the project, which this one can't read")
+    return checkpoint
+
+
+def build(path: Path, kind: type[T], values: Any) -> T:
+    """Make a ``kind`` of ``values``, read from ``path``. Raises ``UserError`` where they don't fit."""
+    try:
+        made = kind(**values)
+        for name, value in values.items():
+            assert isinstance(value, (value_type(kind, name), int)) or value is None
+        return made
+    except (AssertionError, TypeError, UserError):
+        raise UserError(f"{path} does not fit this version of the project: another {kind.__name__}") from None
+
+
+def load_trained(path: Path) -> Trained:
+    """Read a trained network: a best.pt, or what ``torch.save(model.state_dict(), path)`` left.
+
+    Raises ``UserError`` when ``path`` isn't there, or isn't a checkpoint of this network with finite weights.
+    """
+    content = read_checkpoint(path)
+    bare = "conv1.weight" in content
+    with torch.random.fork_rng(devices=[]):
+        model = Net().eval()
+    try:
+        model.load_state_dict(content if bare else content["model"])
+    except Exception:  # whatever the file holds in its place
+        raise UserError(f"{path} holds another network than the one in model.py") from None
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise UserError(f"{path} is refused: its weights hold NaN or infinity")
+    if bare:
+        return Trained(path, model)
+    row = build(path, EpochMetrics, content.get("metrics"))
+    return Trained(path, model, row, build(path, Config, content.get("config")), content.get("versions", {}))
+
+
+def newest_trained() -> Trained:
+    """Read the best.pt of the newest run under runs/, or else of weights/, which came with the project.
+
+    A run of a few batches, by --limit-train-batches, doesn't count. Raises ``UserError``.
+    """
+    found = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found:
+        with contextlib.suppress(UserError, OSError):  # of an earlier version, say
+            trained = load_trained(path)
+            if trained.config is not None and trained.config.limit_train_batches is None:
+                return trained
+    ours = Path(__file__).parent / "weights" / "best.pt"
+    return load_trained(ours.relative_to(Path.cwd()) if ours.is_relative_to(Path.cwd()) else ours)
+
+
+def save_best(folder: Path, progress: Progress, model: Net, row: EpochMetrics) -> None:
+    """Write best.pt: the weights of ``model``, its ``row`` of metrics.csv, the settings and the versions."""
+    about = {"metrics": asdict(row), "config": asdict(progress.config), "versions": progress.versions}
+    save_checkpoint(folder / "best.pt", {"model": model.state_dict()} | about)
+
+
+def save_progress(folder: Path, progress: Progress, parts: Parts | None = None) -> None:
+    """Write metrics.csv and then last.pt, which holds ``progress`` and the states of ``parts``."""
+    write_metrics(folder / "metrics.csv", progress.metrics)
+    named = {} if parts is None else vars(parts)
+    states = {name: part.state_dict() for name, part in named.items() if part is not None}
+    save_checkpoint(folder / "last.pt", asdict(progress) | states)
+
+
+def load_progress(folder: Path) -> Progress:
+    """Read the progress of the run in ``folder`` from its last.pt.
+
+    Raises ``UserError`` when it isn't there, is damaged or doesn't hold a run's progress.
+    """
+    path = folder / "last.pt"
+    content = read_checkpoint(path)
+    values: dict[str, Any] = {entry.name: content.get(entry.name) for entry in fields(Progress)}
+    values["config"] = build(path, Config, values["config"])
+    rows = values["metrics"] if isinstance(values["metrics"], list) else []
+    values["metrics"] = [build(path, EpochMetrics, row) for row in rows]
+    return Progress(**values)
+
+
+def restore(folder: Path, progress: Progress, parts: Parts) -> None:
+    """Bring ``parts`` and metrics.csv to what last.pt in ``folder`` holds.
+
+    Raises ``UserError`` where it doesn't fit, and ``OSError``.
+    """
+    states = read_checkpoint(folder / "last.pt")
+    try:
+        for name, part in vars(parts).items():
+            if part is not None:
+                part.load_state_dict(states[name])
     except Exception as error:  # a last.pt of another version can fail to fit in any way
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise RunError(f"{folder / 'last.pt'} does not fit this version of the project: {reason}") from None
+        raise UserError(f"{folder / 'last.pt'} does not fit this version of the project: {reason}") from None
+    write_metrics(folder / "metrics.csv", progress.metrics)
+
+
+def tensorboard_writer(folder: Path, metrics: list[EpochMetrics]) -> "SummaryWriter":
+    """Open TensorBoard's curves in ``folder`` with the epochs so far, in place of what was written before.
+
+    Raises ``UsageError``, saying how to get it, when the package tensorboard can't be imported.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UsageError(f"argument --tensorboard: pip install tensorboard ({error})") from None
+    writer = SummaryWriter(folder, purge_step=0)
+    for row in metrics:
+        row.add_to(writer)
+    return writer

@@ -1,122 +1,131 @@
 """One epoch of training, and what moves in it: optimiser, schedule, running average."""
 
-import argparse
+import ctypes
+import sys
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
+from config import ORIGINAL, UserError
+from model import Net
 from utils import Loader
 
 BAR_INTERVAL = 25  # batches between two looks at the device, each of which waits for it
 
 
-class DivergedError(Exception):
-    """The loss became NaN or infinite; the message says where."""
-
-
-def make_optimizer(model: nn.Module, args: argparse.Namespace, steps: int) -> tuple[SGD, OneCycleLR]:
-    """Make SGD and its schedule over ``args.epochs`` epochs of ``steps`` steps each."""
+def make_optimizer(
+    model: nn.Module,
+    *,
+    total_steps: int,
+    lr: float = ORIGINAL.lr,
+    max_lr: float = ORIGINAL.max_lr,
+    final_div_factor: float = ORIGINAL.final_div_factor,
+    pct_start: float = ORIGINAL.pct_start,
+    momentum: float | None = ORIGINAL.momentum,
+    base_momentum: float = ORIGINAL.base_momentum,
+    max_momentum: float = ORIGINAL.max_momentum,
+    nesterov: bool = ORIGINAL.nesterov,
+    weight_decay: float = ORIGINAL.weight_decay,
+) -> tuple[SGD, OneCycleLR]:
+    """Make SGD and its schedule over ``total_steps`` steps; ``config.Config`` says what the others are."""
     optimizer = SGD(
         model.parameters(),
-        lr=args.lr,
-        momentum=args.momentum,
-        weight_decay=args.weight_decay,
-        nesterov=args.nesterov,
+        lr=lr,
+        momentum=max_momentum if momentum is None else momentum,
+        weight_decay=weight_decay,
+        nesterov=nesterov and momentum != 0,  # without momentum there is none to look ahead with
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
-    total_steps = args.epochs * steps
     scheduler = OneCycleLR(
         optimizer,
-        max_lr=args.max_lr,
+        max_lr=max_lr,
         total_steps=total_steps,
         # A warm-up of exactly one step would make OneCycleLR divide by zero.
-        pct_start=0.0 if args.pct_start * total_steps == 1 else args.pct_start,
-        div_factor=args.div_factor,
-        final_div_factor=args.final_div_factor,
-        base_momentum=args.base_momentum,
-        max_momentum=args.max_momentum,
+        pct_start=0.0 if pct_start * total_steps == 1 else pct_start,
+        div_factor=max_lr / lr,
+        final_div_factor=final_div_factor,
+        cycle_momentum=momentum is None,
+        base_momentum=base_momentum,
+        max_momentum=max_momentum,
     )
     return optimizer, scheduler
 
 
-def make_ema(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Make the running average of ``model``'s weights and statistics; none where ``decay`` is 0.
+def advance(scheduler: OneCycleLR, steps: int = 1) -> None:
+    """Move the schedule on by ``steps``, but not beyond its last step, as the last batch is trained at it."""
+    for _ in range(min(steps, scheduler.total_steps - 1 - scheduler.last_epoch)):
+        scheduler.step()
 
-    Up to step n it keeps (1 + n) / (10 + n) of itself, if that is less than ``decay``: so it forgets the
-    untrained weights within an epoch (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
+
+def to_device(model: Net, device: torch.device) -> Net:
+    """Move ``model`` to ``device``, in place, laid out as is fastest there, and return it.
+
+    On a CPU, glibc is told to keep the memory that it frees. By default it hands each large activation back
+    to the kernel and gets it again, zeroed, thousands of page faults a step (mallopt(3)).
     """
-    if decay == 0:
-        return None
-    ema = AveragedModel(model, use_buffers=True)
-
-    def average(averaged: PARAM_LIST, current: PARAM_LIST, count: Tensor | int) -> None:
-        n = int(ema.n_averaged)  # the same as count, which is on the device and would have to be waited for
-        keep = min(decay, (1 + n) / (10 + n))
-        get_ema_multi_avg_fn(keep)(averaged, current, count)  # type: ignore[no-untyped-call]
-
-    ema.multi_avg_fn = average
-    return ema
+    if device.type == "cpu":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+        if mallopt is not None:
+            mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the largest that glibc takes
+            mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        model.to(memory_format=torch.channels_last)
+    return model.to(device)
 
 
 def train(
     model: nn.Module,
     device: torch.device,
     train_loader: Loader,
-    optimizer: Optimizer,
+    *,
+    optimizer: SGD,
     epoch: int,
-    scheduler: LRScheduler | None = None,
+    scheduler: OneCycleLR | None = None,
     limit_batches: int | None = None,
     label_smoothing: float = 0.0,
-    ema: AveragedModel | None = None,
+    ema: nn.Module | None = None,
+    ema_decay: float = 0.0,
 ) -> tuple[float, float]:
-    """Train ``model`` for one pass over ``train_loader``, behind a progress bar on stderr.
+    """Train ``model`` for an epoch behind a progress bar on stderr.
 
-    The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64; the model returns
-    log-probabilities (N, 10). ``scheduler`` moves, and ``ema`` takes the new weights in,
-    after each batch where they are given; ``limit_batches`` ends the epoch early, and
-    ``label_smoothing`` is the share of each target spread over all digits (Szegedy et al., 2016).
-    Returns the mean loss and the accuracy in percent, both
-    over the images as they were seen, with dropout and before each step. Raises ``DivergedError``
-    when a loss is NaN or infinite.
+    The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64; the first ``limit_batches`` of
+    its batches are used. A ``scheduler`` moves after each batch. ``label_smoothing``, in [0, 1], is PyTorch's
+    (Szegedy et al., CVPR 2016). ``ema``, a copy of the network, follows as a running average of its weights
+    and statistics, of which a step keeps ``ema_decay``, in [0, 1).
+
+    Returns the loss, without smoothing, averaged over the images, and the accuracy in percent, both of images
+    as they were trained on. Raises ``UserError`` when a loss is NaN or infinite.
     """
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
-    losses = torch.zeros(steps, device=device)
     loss_sum = torch.zeros((), device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
-    processed, rates = 0, []
+    current, averaged = (list(m.state_dict().values()) if m else [] for m in (model, ema))
+    processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in zip(range(steps), train_loader, strict=False):
             data, target = data.to(device), target.to(device)
-            rates.append(float(optimizer.param_groups[0]["lr"]))
             optimizer.zero_grad(set_to_none=True)
             log_probs = model(data)
-            loss = F.nll_loss(log_probs, target)
-            if label_smoothing > 0:
-                loss = torch.lerp(loss, -log_probs.mean(), label_smoothing)
+            loss = F.cross_entropy(log_probs, target, label_smoothing=label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if scheduler is not None:
-                scheduler.step()
+                advance(scheduler)
             if ema is not None:
-                ema.update_parameters(model)
+                update_average(averaged, current, ema_decay, (epoch - 1) * steps + batch_id)
 
-            losses[batch_id] = loss.detach()
-            loss_sum += loss.detach() * len(target)
+            loss_sum += F.nll_loss(log_probs.detach(), target, reduction="sum")
             correct += (log_probs.argmax(dim=1) == target).sum()
             processed += len(target)
             if batch_id % BAR_INTERVAL == 0 or batch_id == steps - 1:
-                bad = (~losses.isfinite()).nonzero()
-                if len(bad):
-                    first = int(bad[0])
-                    raise DivergedError(
-                        f"the loss became {losses[first].item()} in epoch {epoch}, batch {first}, "
-                        f"at learning rate {rates[first]:.4g}: try a lower --max-lr"
+                if not loss_sum.isfinite():
+                    raise UserError(
+                        f"the loss became {loss_sum.item()} in epoch {epoch}, by batch {batch_id}: "
+                        "try a lower --max-lr"
                     )
                 bar.set_description(
                     f"Epoch={epoch} Loss={loss.item():.4f} Batch_id={batch_id} "
@@ -125,3 +134,19 @@ def train(
                 )
             bar.update()
     return loss_sum.item() / processed, 100.0 * correct.item() / processed
+
+
+def update_average(averaged: list[Tensor], current: list[Tensor], decay: float, step: int) -> None:
+    """Let the tensors ``averaged`` follow ``current``, a network's state, ``step`` steps having gone before.
+
+    They keep (1 + step) / (10 + step) of themselves, if that is less than ``decay``: so they forget the
+    untrained weights within an epoch (the warm-up of TensorFlow's ``ExponentialMovingAverage``). Integers,
+    batch norm's counters, are copied.
+    """
+    keep = min(decay, (1 + step) / (10 + step))
+    pairs = list(zip(averaged, current, strict=True))
+    floats, now = zip(*((a, c) for a, c in pairs if a.is_floating_point()), strict=True)
+    torch._foreach_lerp_(floats, now, 1 - keep)  # one operation for all of them
+    for a, c in pairs:
+        if not a.is_floating_point():
+            a.copy_(c)

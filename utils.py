@@ -1,49 +1,27 @@
-"""Data: find, verify and download MNIST, rotate and normalise it, hand it out in batches."""
+"""Data: read MNIST, rotate and normalise it, hand it out in batches."""
 
-import functools
+import gzip
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
-from http.client import HTTPException
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.utils import download_and_extract_archive
 
+from config import ORIGINAL, UserError
+
+FOLDER = Path(__file__).parent / "data" / "mnist"
+SHA256 = {  # of the archives
+    "train-images-idx3-ubyte.gz": "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",
+    "train-labels-idx1-ubyte.gz": "1787548bbe0bff1ec2ecdc0ef292b02df999e2d1a6002d27500982c652b17203",
+    "t10k-images-idx3-ubyte.gz": "1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be",
+    "t10k-labels-idx1-ubyte.gz": "b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b",
+}
 MEAN, STD = 0.1307, 0.3081  # of the training set's pixels, scaled to [0, 1]
 EVALUATION_BATCH = 250  # images at a time: large enough to be fast, small enough for a CPU's cache
-
-
-class MnistFile(NamedTuple):
-    """One file of MNIST, as published: torchvision checks only that it exists."""
-
-    name: str
-    size: int  # bytes
-    sha256: str
-
-
-TRAIN_IMAGES = MnistFile(
-    "train-images-idx3-ubyte", 47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"
-)
-TRAIN_LABELS = MnistFile(
-    "train-labels-idx1-ubyte", 60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"
-)
-TEST_IMAGES = MnistFile(
-    "t10k-images-idx3-ubyte", 7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"
-)
-TEST_LABELS = MnistFile(
-    "t10k-labels-idx1-ubyte", 10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"
-)
-FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
-
-
-class DataError(Exception):
-    """The dataset can't be had or isn't MNIST; the message says what to do."""
 
 
 class Loader(Protocol):
@@ -54,81 +32,32 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
-def raw_folder(data_path: str) -> Path:
-    """Return where torchvision keeps MNIST's files under ``data_path``."""
-    return Path(data_path, "MNIST", "raw")
-
-
-def download(file: MnistFile, raw: Path) -> None:
-    """Fetch ``file`` into ``raw`` from the first of torchvision's mirrors that has it, behind a progress bar.
-
-    Raises ``DataError`` when none has; ``raw`` is then as it was before.
-    """
-    archive = f"{file.name}.gz"
-    md5 = dict(datasets.MNIST.resources)[archive]
-    urls = [mirror + archive for mirror in datasets.MNIST.mirrors]
-    failures = []
-    for url in urls:
-        # Beside, then into place: a download that breaks off is never taken for the file.
-        with tempfile.TemporaryDirectory(dir=raw, prefix=".download-") as folder:
-            try:
-                download_and_extract_archive(url, folder, md5=md5)
-            except (OSError, EOFError, RuntimeError, HTTPException) as error:
-                # The text can be the server's own.
-                reason = "".join(c if c.isprintable() else " " for c in str(error)).strip()
-                failures.append(f"{url}: {reason or type(error).__name__}")
-                continue
-            os.replace(Path(folder, file.name), raw / file.name)
-            return
-    names = [f.name for f in FILES]
-    raise DataError(
-        f"MNIST is not complete and could not be downloaded (tried {'; '.join(failures)}): "
-        f"put {', '.join(names[:-1])} and {names[-1]} into {raw}"
-    )
-
-
-def read_verified(file: MnistFile, raw: Path) -> bytearray:
-    """Return the bytes of ``file`` in ``raw`` once they are what was published.
-
-    Raises ``DataError`` when they are not or can't be read.
-    """
-    path = raw / file.name
+def read_archive(name: str) -> bytearray:
+    """Return what the archive ``name`` of MNIST holds. Raises ``UserError`` if it is missing or damaged."""
+    path = FOLDER / name
     try:
-        content = bytearray(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from None
-    digest = hashlib.sha256(content).hexdigest()
-    if digest == file.sha256:
-        return content
-    others = {other.sha256: other.name for other in FILES}
-    if digest in others:
-        found = f"the content of {others[digest]}"
-    elif len(content) != file.size:
-        found = f"{len(content):,} bytes where {file.size:,} are expected"
-    else:
-        found = f"SHA-256 {digest} where {file.sha256} is expected"
-    raise DataError(f"{path} is not MNIST's: it has {found}; delete it, and the next run downloads it again")
+        raise UserError(f"{path} can't be read ({error.strerror}): git checkout data") from None
+    if hashlib.sha256(content).hexdigest() != SHA256[name]:
+        raise UserError(f"{path} is damaged, its SHA-256 is not that of MNIST: git checkout data")
+    return bytearray(gzip.decompress(content))
 
 
-def load_mnist(data_path: str, train: bool) -> tuple[Tensor, Tensor]:
-    """Read MNIST from ``data_path``, in torchvision's layout, downloading what is missing.
+def load_mnist(train: bool) -> tuple[Tensor, Tensor]:
+    """Read MNIST from the archives in data/mnist.
 
     Returns images, uint8 (N, 28, 28), and labels, int64 (N,) in 0 to 9: 60,000 for ``train``, else
-    10,000, in the published order. Raises ``DataError`` when a file can't be had or isn't MNIST's.
+    10,000, in the published order. Raises ``UserError`` when a file is missing or damaged.
     """
-    raw = raw_folder(data_path)
-    for file in FILES:
-        if not (raw / file.name).exists():
-            raw.mkdir(parents=True, exist_ok=True)
-            download(file, raw)
-    images_file, labels_file = (TRAIN_IMAGES, TRAIN_LABELS) if train else (TEST_IMAGES, TEST_LABELS)
+    part = "train" if train else "t10k"
     # The IDX headers, 16 and 8 bytes, need no parsing: the checksum has vouched for every byte.
-    images = torch.frombuffer(read_verified(images_file, raw), dtype=torch.uint8, offset=16)
-    labels = torch.frombuffer(read_verified(labels_file, raw), dtype=torch.uint8, offset=8)
+    images = torch.frombuffer(read_archive(f"{part}-images-idx3-ubyte.gz"), dtype=torch.uint8, offset=16)
+    labels = torch.frombuffer(read_archive(f"{part}-labels-idx1-ubyte.gz"), dtype=torch.uint8, offset=8)
     return images.view(-1, 28, 28), labels.long()
 
 
-def normalise(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """Bring pixels from 0..255 to mean 0 and deviation 1 over the training set, in float32.
 
     ``images``, of any shape, is uint8; or float32, and is then changed in place.
@@ -136,87 +65,77 @@ def normalise(images: Tensor) -> Tensor:
     return images.float().div_(255 * STD).sub_(MEAN / STD)
 
 
-@functools.cache
-def sampling_basis(height: int, width: int, device: torch.device) -> Tensor:
-    """Return what cos and sin of an angle multiply to give ``F.grid_sample``'s grid: (2, height·width·2).
-
-    A pixel at (x, y) from the centre is taken from (x cos - y sin, x sin + y cos), in half sizes.
-    """
-    y, x = torch.meshgrid(
-        torch.arange(height, device=device) - (height - 1) / 2,
-        torch.arange(width, device=device) - (width - 1) / 2,
-        indexing="ij",
-    )
-    half = torch.tensor([width / 2, height / 2], device=device)
-    of_cos, of_sin = torch.stack([x, y], dim=-1) / half, torch.stack([-y, x], dim=-1) / half
-    return torch.stack([of_cos.flatten(), of_sin.flatten()])
-
-
 def rotate(
-    images: Tensor, degrees: Tensor, interpolation: str = "nearest", shift: Tensor | None = None
+    images: Tensor, degrees: Tensor, *, interpolation: str = "nearest", shift: Tensor | None = None
 ) -> Tensor:
     """Rotate each image anticlockwise by its own angle, about its centre, corners filled with 0.
 
-    ``images``, (N, 1, H, W), holds pixels from 0 to 255 in float32, as does what is returned;
+    ``images``, (N, 1, H, H), holds pixels from 0 to 255 in float32, as does what is returned;
     ``degrees`` is (N,), float32; ``interpolation`` is 'nearest' or 'bilinear'. Pixel by pixel what
     ``torchvision.transforms.functional.rotate`` makes of uint8 tensors, up to float rounding at
     the border between two pixels or grey levels. ``shift``, (N, 2), float32, moves where each image
     is taken from by so many pixels to the right and down.
     """
-    _, _, height, width = images.shape
     radians = torch.deg2rad(degrees)
-    cos_sin = torch.stack([radians.cos(), radians.sin()], dim=1)
-    basis = sampling_basis(height, width, images.device)
-    grid = (cos_sin @ basis).view(-1, height, width, 2)  # one matrix product for the whole batch
-    if shift is not None:
-        grid = grid + (shift / torch.tensor([width / 2, height / 2], device=images.device))[:, None, None, :]
+    cos, sin = radians.cos(), radians.sin()
+    x, y = (
+        torch.zeros(2, len(images), device=images.device)
+        if shift is None
+        else shift.T * (2 / images.shape[3])
+    )
+    # Where a pixel at (x, y) from the centre is taken from, in half sides: the rows of its affine matrix.
+    matrix = torch.stack([cos, -sin, x, sin, cos, y], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     rotated = F.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
     return rotated.round_() if interpolation == "bilinear" else rotated
 
 
+def epoch_seed(seed: int, epoch: int) -> int:
+    """Return what seeds the randomness of an epoch, counted from 1: so a run can go on from any of them."""
+    return seed + 1_000_003 * (epoch - 1)
+
+
+@dataclass
 class DeviceLoader:
     """Batches of a dataset that lies on the device whole; stands where a ``DataLoader`` would.
 
     ``images`` is uint8 (N, 28, 28), ``labels`` int64 (N,). Yields images (B, 1, 28, 28), float32,
-    normalised, and targets (B,), the last batch holding what is left. With a ``generator``, which
-    lies on the same device, each pass comes in a new order, and each image rotated by an angle
-    drawn uniformly from ±``rotation`` degrees and shifted, both ways, by up to ``translation`` pixels.
-    Nothing goes back to the host on the way.
+    normalised, and targets (B,), the last batch holding what is left. With a ``seed``, each pass, numbered by
+    ``epoch``, comes in a new order, each image rotated by an angle drawn uniformly from ±``rotation`` degrees
+    and shifted, both ways, by up to ``translation`` pixels. Nothing goes back to the host on the way.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        batch_size: int,
-        generator: torch.Generator | None = None,
-        rotation: float = 0.0,
-        interpolation: str = "nearest",
-        translation: float = 0.0,
-    ) -> None:
-        self.images, self.labels, self.batch_size, self.generator = images, labels, batch_size, generator
-        self.rotation, self.interpolation, self.translation = rotation, interpolation, translation
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    _: KW_ONLY
+    seed: int | None = None
+    epoch: int = 1  # of the next pass
+    rotation: float = 0.0
+    interpolation: str = "nearest"
+    translation: float = 0.0
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.generator is None:
+        if self.seed is None:
             for start in range(0, len(self.labels), self.batch_size):
                 batch = slice(start, start + self.batch_size)
-                yield normalise(self.images[batch, None]), self.labels[batch]
+                yield normalize(self.images[batch, None]), self.labels[batch]
             return
         device = self.images.device
-        order = torch.randperm(len(self.labels), generator=self.generator, device=device)
-        for start in range(0, len(order), self.batch_size):
-            index = order[start : start + self.batch_size]
+        generator = torch.Generator(device).manual_seed(epoch_seed(self.seed, self.epoch))
+        self.epoch += 1
+        order = torch.randperm(len(self.labels), generator=generator, device=device)
+        for index in torch.split(order, self.batch_size):
             images = self.images.index_select(0, index)[:, None].float()
             if self.rotation > 0 or self.translation > 0:
                 # Columns: the angle, and the shift to the right and down, each uniform in [-1, 1).
-                draw = torch.rand(len(index), 3, generator=self.generator, device=device) * 2 - 1
-                shift = draw[:, 1:] * self.translation if self.translation > 0 else None
-                images = rotate(images, draw[:, 0] * self.rotation, self.interpolation, shift)
-            yield normalise(images), self.labels.index_select(0, index)
+                draw = torch.rand(len(index), 3, generator=generator, device=device) * 2 - 1
+                degrees, shift = draw[:, 0] * self.rotation, draw[:, 1:] * self.translation
+                images = rotate(images, degrees, interpolation=self.interpolation, shift=shift)
+            yield normalize(images), self.labels.index_select(0, index)
 
 
 def split_holdout(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -232,33 +151,36 @@ def split_holdout(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def get_loaders(
-    data_path: str,
     device: torch.device,
-    batch_size: int = 128,
-    rotation: float = 7.0,
-    interpolation: str = "nearest",
-    translation: float = 0.0,
-    seed: int = 1,
-    holdout: int = 0,
+    *,
+    batch_size: int = ORIGINAL.batch_size,
+    rotation: float = ORIGINAL.rotation,
+    interpolation: str = ORIGINAL.interpolation,
+    translation: float = ORIGINAL.translation,
+    seed: int = ORIGINAL.seed,
+    holdout: int = ORIGINAL.holdout,
 ) -> tuple[DeviceLoader, DeviceLoader]:
     """Put MNIST on ``device`` and make the loaders for training and for evaluation.
 
     They hold the 60,000 training and the 10,000 test images; with ``holdout``, that many training
     images are kept for evaluation instead, the same ones always, and the test set stays out of it.
-    ``seed`` determines the order, rotations and shifts of the training images. Raises ``DataError``
-    when the data can't be had.
+    ``seed`` determines the order, rotations and shifts of the training images. Raises ``UserError``
+    when a file of MNIST is missing or damaged.
     """
-    images, labels = load_mnist(data_path, train=True)
+    images, labels = load_mnist(train=True)
     if holdout:
         train_index, holdout_index = split_holdout(labels, holdout)
         test_images, test_labels = images[holdout_index], labels[holdout_index]
         images, labels = images[train_index], labels[train_index]
     else:
-        test_images, test_labels = load_mnist(data_path, train=False)
-    generator = torch.Generator(device).manual_seed(seed)
-    return (
-        DeviceLoader(
-            images.to(device), labels.to(device), batch_size, generator, rotation, interpolation, translation
-        ),
-        DeviceLoader(test_images.to(device), test_labels.to(device), EVALUATION_BATCH),
+        test_images, test_labels = load_mnist(train=False)
+    train_loader = DeviceLoader(
+        images.to(device),
+        labels.to(device),
+        batch_size,
+        seed=seed,
+        rotation=rotation,
+        interpolation=interpolation,
+        translation=translation,
     )
+    return train_loader, DeviceLoader(test_images.to(device), test_labels.to(device), EVALUATION_BATCH)
