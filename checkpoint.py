@@ -269,11 +269,12 @@ def build(path: Path, kind: type[T], values: Any) -> T:
     """Make a ``kind`` of ``values``, read from ``path``. Raises ``UserError`` where they don't fit."""
     try:
         made = kind(**values)
-        for name, value in values.items():
-            assert isinstance(value, (value_type(kind, name), int)) or value is None
-        return made
+        for name, value in values.items() if kind is not Config else ():  # Config checks its values itself
+            expected = value_type(kind, name)
+            assert isinstance(value, (int, float) if expected is float else expected)
     except (AssertionError, TypeError, UserError):
         raise UserError(f"{path} does not fit this version of the project: another {kind.__name__}") from None
+    return made
 
 
 def load_trained(path: Path) -> Trained:
@@ -333,11 +334,11 @@ def load_progress(folder: Path) -> Progress:
     """
     path = folder / "last.pt"
     content = read_checkpoint(path)
-    values: dict[str, Any] = {entry.name: content.get(entry.name) for entry in fields(Progress)}
+    values = {entry.name: content.get(entry.name) for entry in fields(Progress)}
     values["config"] = build(path, Config, values["config"])
-    rows = values["metrics"] if isinstance(values["metrics"], list) else []
-    values["metrics"] = [build(path, EpochMetrics, row) for row in rows]
-    return Progress(**values)
+    if isinstance(values["metrics"], list):
+        values["metrics"] = [build(path, EpochMetrics, row) for row in values["metrics"]]
+    return build(path, Progress, values)
 
 
 def restore(folder: Path, progress: Progress, parts: Parts) -> None:
@@ -349,6 +350,7 @@ def restore(folder: Path, progress: Progress, parts: Parts) -> None:
     try:
         for name, part in vars(parts).items():
             if part is not None:
+                assert part.state_dict().keys() == states[name].keys(), f"another {name}"
                 part.load_state_dict(states[name])
     except Exception as error:  # a last.pt of another version can fail to fit in any way
         reason = str(error).partition("\n")[0] or type(error).__name__

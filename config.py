@@ -9,8 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+from types import TracebackType, UnionType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 if TYPE_CHECKING:
     import torch
@@ -98,9 +98,11 @@ def flag(name: str) -> str:
 
 
 def value_type(settings: type, name: str) -> type:
-    """Return the type of the field ``name``; of one that may be None, the other type."""
+    """Return the type of the dataclass's field ``name``; of one that may be None, the other type."""
     hint = get_type_hints(settings)[name]
-    kind: type = (get_args(hint) or (hint,))[0]
+    if get_origin(hint) is UnionType:
+        hint = get_args(hint)[0]
+    kind: type = get_origin(hint) or hint
     return kind
 
 
@@ -229,7 +231,8 @@ def select_device(name: str) -> "torch.device":
         there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
         return torch.device(next(kind for kind in there if there[kind]))
     try:
-        return torch.zeros(1, device=name).device
+        torch.zeros(1, device=name).item()
+        return torch.device(name)
     except (RuntimeError, AssertionError) as error:  # AssertionError: this torch was built without it
         reason = str(error).partition("\n")[0]
         raise UsageError(f"argument --device: {name} can't be used here: {reason}") from None

@@ -1,4 +1,4 @@
-"""What several tests share: the real dataset, and a short real run."""
+"""What several tests share: the real dataset, the flags of a short run, the command as a user calls it."""
 
 import subprocess
 import sys
@@ -15,20 +15,18 @@ sys.path.insert(0, str(ROOT))  # ahead of the standard library, also where pytes
 
 from utils import load_mnist  # noqa: E402
 
+Set = tuple[torch.Tensor, torch.Tensor]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def data_path() -> str:
-    """The folder that holds MNIST; downloaded where it is missing, like for a user."""
-    path = str(ROOT / "data")
-    load_mnist(path, train=True)
-    return path
+def train_set() -> Set:
+    return load_mnist(train=True)
 
 
 @pytest.fixture(scope="session")
-def train_set(data_path: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return load_mnist(data_path, train=True)
+def test_set() -> Set:
+    return load_mnist(train=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,11 @@
-"""Train, kill the training, resume it, again and again: ``python tests/killer.py DATA FOLDER RANDOM PLACED``.
+"""Train, kill the training, resume it, again and again: ``python tests/killer.py FOLDER RANDOM PLACED``.
 
 Each training is a process of its own that runs ``main.main`` and gets a real SIGKILL. They are forked
 from this one, which has imported torch and started no thread, so a kill costs a second and no import.
-Leaves FOLDER/whole-0 and -1, which were never interrupted, and FOLDER/0, 1, ...; prints as JSON
-how many kills hit.
+Leaves FOLDER/whole-0 and -1, which were never interrupted, and FOLDER/0, 1, ...; prints how many kills hit.
 """
 
 import contextlib
-import json
 import os
 import random
 import shutil
@@ -24,12 +22,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 import main  # noqa: E402
-from arguments import parse_args  # noqa: E402
+from config import parse_args  # noqa: E402
 
 # Both have every state that there is: dropout, momentum; the second a running average and a moving schedule.
 RECIPES = (
     ["--recipe", "original", "--max-lr", "0.3"],
-    ["--recipe", "reliable", "--model-ema-decay", "0.9", "--translation", "1"],
+    ["--recipe", "default", "--model-ema-decay", "0.9", "--translation", "1"],
 )
 SHORT = ["--epochs", "4", "--limit-train-batches", "4", "--batch-size", "64", "--holdout", "500"]
 
@@ -44,7 +42,8 @@ def fork(flags: list[str], log: Path, prepare: Callable[[], None] = lambda: None
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         prepare()
-        os._exit(main.main(parse_args(flags)))
+        main.main(*parse_args(flags))
+        os._exit(0)
     os._exit(99)
 
 
@@ -72,40 +71,40 @@ def kill_at_file_operation(count: int) -> Callable[[], None]:
     return prepare
 
 
-def flags_for(folder: Path, flags: list[str], data: str) -> list[str]:
+def flags_for(folder: Path, flags: list[str]) -> list[str]:
     """Return the flags that resume the run in ``folder``, or those that begin it."""
     if (folder / "last.pt").exists():
-        return ["--resume", str(folder), "--data-path", data]
+        return ["--resume", str(folder)]
     if folder.exists():
         shutil.rmtree(folder)
-    return [*flags, *SHORT, "--device", "cpu", "--data-path", data, "--output-dir", str(folder)]
+    return [*flags, *SHORT, "--device", "cpu", "--output-dir", str(folder)]
 
 
-def torment(data: str, base: Path, by_chance: int, placed: int) -> dict[str, int]:
-    """Kill ``by_chance`` runs at three random moments each, and ``placed`` at a file operation each."""
+def kill_and_resume(base: Path, by_chance: int, placed: int) -> int:
+    """Kill ``by_chance`` runs at three random moments each, and ``placed`` at a file operation each.
+
+    Returns how many kills hit a training.
+    """
     chance, hits, begun = random.Random(9798), 0, time.perf_counter()
     for number, flags in enumerate(RECIPES):
         whole = base / f"whole-{number}"
-        assert wait(fork(flags_for(whole, flags, data), base / "log")) == 0, (base / "log").read_text()
+        assert wait(fork(flags_for(whole, flags), base / "log")) == 0, (base / "log").read_text()
     duration = (time.perf_counter() - begun) / len(RECIPES)
     for number in range(by_chance + placed):
         folder, flags = base / str(number), RECIPES[number % len(RECIPES)]
         if number < by_chance:
             for _ in range(3):
-                child = fork(flags_for(folder, flags, data), base / "log")
+                child = fork(flags_for(folder, flags), base / "log")
                 time.sleep(duration * chance.random() * 0.7)
                 os.kill(child, signal.SIGKILL)
                 hits += wait(child) == -signal.SIGKILL
         else:
             deadly = kill_at_file_operation(2 * (number - by_chance) + number % 2)
-            hits += wait(fork(flags_for(folder, flags, data), base / "log", deadly)) == -signal.SIGKILL
-        assert wait(fork(flags_for(folder, flags, data), base / "log")) == 0, (base / "log").read_text()[
-            -2000:
-        ]
-    return {"runs": by_chance + placed, "kills": hits}
+            hits += wait(fork(flags_for(folder, flags), base / "log", deadly)) == -signal.SIGKILL
+        assert wait(fork(flags_for(folder, flags), base / "log")) == 0, (base / "log").read_text()[-2000:]
+    return hits
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    result = torment(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
-    print(json.dumps(result))
+    print(kill_and_resume(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from exports import ExportError, c_code, onnx_file
 
 import export
 from checkpoint import load_net
-from exports import ExportError, c_code, onnx_file
 from model import Net
 from utils import load_mnist
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from exports import c_code, onnx_file
 from torch import Tensor, nn
 
 from checkpoint import load_net
-from exports import c_code, onnx_file
 from model import Net
 from utils import load_mnist
 

@@ -1,138 +1,109 @@
-import argparse
 import csv
-import math
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import Command
-from torch import nn
+from conftest import ROOT, SHORT, Command, Set
+from torch import Tensor
 
 import main
-from arguments import parse_args
-from model import Net
-from recipes import DEFAULT_RECIPE, RECIPES
-from train import make_optimizer
+from checkpoint import load_trained, locked
+from config import UsageError, UserError, parse_args
+from train import train
+from utils import MEAN, STD
 
-ROOT = Path(__file__).parent.parent
 SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
+Capture = pytest.CaptureFixture[str]
 
 
-def test_schedule_of_the_original() -> None:
-    """The learning rate and momentum at each of the 19 × 469 steps, from the formula of the paper's cycle."""
-    args = parse_args(["--recipe", "original"])
-    optimizer, scheduler = make_optimizer(Net(), args, 469)
-    total, warm = 19 * 469, 0.2 * 19 * 469 - 1
-
-    def between(start: float, end: float, share: float) -> float:
-        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-    rates = []
-    for epoch in range(19):
-        step = epoch * 469  # the quirk: 469 steps at once, after each epoch
-        if step <= warm:
-            rate, momentum = between(0.0015, 0.015, step / warm), between(0.95, 0.85, step / warm)
-        else:
-            share = (step - warm) / (total - 1 - warm)
-            rate, momentum = between(0.015, 0.000015, share), between(0.85, 0.95, share)
-        rates.append(rate)
-        assert math.isclose(optimizer.param_groups[0]["lr"], rate, rel_tol=1e-9)
-        assert math.isclose(optimizer.param_groups[0]["momentum"], momentum, rel_tol=1e-9)
-        if epoch < 18:
-            for _ in range(469):
-                optimizer.step()
-                scheduler.step()
-    assert math.isclose(rates[0], 0.0015) and 0.0149 < max(rates) < 0.015
-    assert optimizer.param_groups[0]["weight_decay"] == 1e-4 and not optimizer.param_groups[0]["nesterov"]
+def call(*flags: str) -> None:
+    main.main(*parse_args(flags))
 
 
-@pytest.mark.parametrize("epochs, steps", [(1, 1), (1, 5), (5, 1), (1, 3), (2, 5)])
-def test_schedule_of_any_length(epochs: int, steps: int) -> None:
-    optimizer, scheduler = make_optimizer(Net(), parse_args(["--epochs", str(epochs)]), steps)
-    for _ in range(epochs * steps):
-        optimizer.step()
-        scheduler.step()
+def same(one: Any, other: Any) -> bool:
+    """Whether two things from a checkpoint are equal bit for bit, the seconds aside."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other) and one.dtype == other.dtype and one.stride() == other.stride()
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one if k != "seconds")
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
 
 
-def fake_run(monkeypatch: pytest.MonkeyPatch, correct: list[int]) -> list[float]:
-    """Let ``main.run`` train for nothing and find ``correct`` images right, epoch by epoch."""
-    rates: list[float] = []
-
-    def train(model: nn.Module, *rest: object, **more: object) -> tuple[float, float]:
-        optimizer = next(item for item in rest if isinstance(item, torch.optim.SGD))
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        return 0.1, 97.0
-
-    def test(*rest: object) -> tuple[float, int]:
-        return 0.05, correct[len(rates) - 1]
-
-    monkeypatch.setattr(main, "train", train)
-    monkeypatch.setattr(main, "test", test)
-    return rates
-
-
-Run = Callable[..., argparse.Namespace]
+def assert_same_run(folder: Path, whole: Path) -> None:
+    lines = [(f / "metrics.csv").read_text().splitlines() for f in (folder, whole)]
+    assert len(lines[0]) > 2  # the seconds are last
+    assert [line.rpartition(",")[0] for line in lines[0]] == [line.rpartition(",")[0] for line in lines[1]]
+    for name in ("best.pt", "last.pt"):
+        assert same(*(torch.load(f / name, weights_only=True) for f in (folder, whole))), (folder, name)
+    assert {file.name for file in folder.iterdir()} == {"best.pt", "last.pt", "metrics.csv"}
 
 
 @pytest.fixture
-def arguments(data_path: str, tmp_path: Path) -> Run:
-    def parse(*flags: str) -> argparse.Namespace:
-        return parse_args(
-            ["--data-path", data_path, "--device", "cpu", "--output-dir", str(tmp_path / "run"), *flags]
-        )
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let a run train for nothing and have these accuracies in evaluation, epoch by epoch."""
+    accuracies: list[float] = []
+    epochs = iter(range(100))
 
-    return parse
+    def fake_train(*rest: object, **more: Any) -> tuple[float, float]:
+        more["optimizer"].step()
+        return 0.1, 97.0
+
+    monkeypatch.setattr(main, "train", fake_train)
+    monkeypatch.setattr(main, "test", lambda *rest, **more: (0.05, accuracies[next(epochs)]))
+    return accuracies
 
 
 def test_stops_at_the_first_epoch_that_reaches_the_target(
-    arguments: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    fake: list[float], tmp_path: Path, capsys: Capture
 ) -> None:
-    rates = fake_run(monkeypatch, [9000, 9939, 9940, 9999])
-    assert main.main(arguments("--recipe", "original")) == 0
-    assert len(rates) == 3
-    out = capsys.readouterr().out
-    assert out.endswith(
+    fake += [90.0, 99.39, 99.4, 99.99]
+    call("--recipe", "original", "--device", "cpu", "--output-dir", str(tmp_path / "run"))
+    assert capsys.readouterr().out.endswith(
         "New best accuracy: 99.40%\nTarget accuracy of 99.4% reached at epoch 3!\n\n"
         "Final best accuracy: 99.40%\nTotal parameters: 9,798\n"
     )
-    assert torch.load(tmp_path / "run" / "best.pt", weights_only=True)["epoch"] == 3
+    assert torch.load(tmp_path / "run" / "best.pt", weights_only=True)["metrics"]["epoch"] == 3
 
 
-def test_without_early_stop_the_last_epoch_is_told(
-    arguments: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "flags, accuracies, end",
+    [
+        # Without early stop even 100 % doesn't stop it; with it, 100 % is a target like another.
+        (["--no-early-stopping"], [90.0, 100.0, 99.45], "Accuracy at the end of the schedule: 99.45%\n"),
+        (["--target-accuracy", "100"], [90.0, 100.0], "Target accuracy of 100% reached at epoch 2!\n"),
+        ([], [90.0, 91.0, 90.5], "Target accuracy of 99.4% not reached by epoch 3.\n"),
+    ],
+)
+def test_the_end_of_a_run_is_said(
+    flags: list[str], accuracies: list[float], end: str, fake: list[float], tmp_path: Path, capsys: Capture
 ) -> None:
-    fake_run(monkeypatch, [9000, 9950, 9945])
-    assert main.main(arguments("--epochs", "3", "--target-accuracy", "100")) == 0
-    end = "\nAccuracy at the end of the schedule: 99.45%\n\nFinal best accuracy: 99.50%\n"
+    fake += accuracies
+    call("--epochs", "3", "--device", "cpu", "--output-dir", str(tmp_path / "run"), *flags)
     out = capsys.readouterr().out
-    assert end in out and "Target" not in out
-
-
-def test_says_so_when_the_epochs_run_out_and_a_tie_is_no_new_best(
-    arguments: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    fake_run(monkeypatch, [9000, 9100, 9100, 9050])
-    assert main.main(arguments("--epochs", "4")) == 0
-    out = capsys.readouterr().out
+    assert f"{end}\nFinal best accuracy: {max(accuracies):.2f}%\n" in out
     assert out.count("New best accuracy") == 2
-    assert "\nTarget accuracy of 99.4% not reached in 4 epochs.\n\nFinal best accuracy: 91.00%\n" in out
-    assert torch.load(tmp_path / "run" / "best.pt", weights_only=True)["epoch"] == 2
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert best["metrics"]["epoch"] == 2
 
 
-def test_console_output_has_the_original_format(command: Command, data_path: str, tmp_path: Path) -> None:
+def test_console_output_is_the_originals(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("torchsummary")
     flags = ["--device", "cpu", "--epochs", "2", "--limit-train-batches", "3", "--recipe", "original"]
-    done = command(*flags, "--data-path", data_path, cwd=tmp_path)
+    done = command(*flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     number = r"\d+\.\d"
     test_line = rf"Test set: Average loss: {number}{{4}}, Accuracy: \d+/10000 \({number}\d%\)\n\n"
     expected = (
         r"Device: cpu\n" + re.escape(SUMMARY) + rf"(\nEpoch [12]/2\n\n{test_line}"
-        rf"(New best accuracy: {number}\d%\n)?){{2}}Target accuracy of 99\.4% not reached in 2 epochs\.\n\n"
+        rf"(New best accuracy: {number}\d%\n)?){{2}}Target accuracy of 99\.4% not reached by epoch 2\.\n\n"
         rf"Final best accuracy: {number}\d%\nTotal parameters: 9,798\n"
     )
     assert re.fullmatch(expected, done.stdout), done.stdout
@@ -144,60 +115,218 @@ def test_console_output_has_the_original_format(command: Command, data_path: str
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for row in rows:
-        assert f"({float(row['test_accuracy']):.2f}%)" in done.stdout
-        assert f"Average loss: {float(row['test_loss']):.4f}" in done.stdout
-        assert set(row) == {
-            *("epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds")
-        }
+        assert row["split"] == "test"
+        assert f"({float(row['eval_accuracy']):.2f}%)" in done.stdout
+        assert f"Average loss: {float(row['eval_loss']):.4f}" in done.stdout
 
 
-def test_the_seed_determines_the_weights(command: Command, data_path: str, tmp_path: Path) -> None:
+def test_the_seed_determines_the_weights(tmp_path: Path) -> None:
     weights = []
     for name, seed in [("one", "1"), ("again", "1"), ("other", "2")]:
-        flags = ["--device", "cpu", "--epochs", "1", "--limit-train-batches", "5", "--seed", seed]
-        done = command(*flags, "--data-path", data_path, "--output-dir", name, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        call(*SHORT, "--epochs", "1", "--seed", seed, "--output-dir", str(tmp_path / name))
         weights.append(torch.load(tmp_path / name / "best.pt", weights_only=True)["model"])
-    one, again, other = weights
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not torch.equal(one["layers.0.0.weight"], other["layers.0.0.weight"])
+    assert same(weights[0], weights[1]) and not same(weights[0], weights[2])
 
 
-def test_dry_run_keeps_nothing(command: Command, data_path: str, tmp_path: Path) -> None:
-    done = command("--dry-run", "--data-path", data_path, cwd=tmp_path)
+@pytest.mark.parametrize("flags", [["--recipe", "original", "--max-lr", "0.3"], ["--translation", "1"]])
+def test_stopped_and_resumed_is_as_if_never_stopped(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout, momentum and the epoch's schedule; and with the running average and the batch's."""
+    flags = [*SHORT, *flags, "--dropout", "0.05"]
+    call(*flags, "--output-dir", str(tmp_path / "whole"))
+    folder = tmp_path / "stopped"
+
+    def stop(*rest: Any, **more: Any) -> tuple[float, float]:
+        if more["epoch"] > 1:
+            torch.rand(99)  # what is drawn in an epoch that breaks off doesn't matter
+            raise KeyboardInterrupt
+        return train(*rest, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(main, "train", stop)
+        call(*flags, "--output-dir", str(folder))
+    assert str(caught.value) == f"saved up to epoch 1; to go on: python main.py --resume {folder}"
+    call("--resume", str(folder))
+    assert_same_run(folder, tmp_path / "whole")
+    call("--resume", str(folder / "last.pt"))  # finished: nothing happens
+    assert_same_run(folder, tmp_path / "whole")
+
+
+def test_what_contradicts_a_run_that_is_resumed_is_named(fake: list[float], tmp_path: Path) -> None:
+    fake += [90.0] * 9
+    folder = tmp_path / "run"
+    call(*SHORT, "--output-dir", str(folder))
+    for flags in (["--seed", "2"], ["--epochs", "9"], ["--no-nesterov"], ["--recipe", "original"]):
+        name = re.escape(flags[0].replace("no-", ""))
+        with pytest.raises(UsageError, match=f"argument {name}: the run has .*, not .*; leave it out"):
+            call("--resume", str(folder), *flags)
+    call("--resume", str(folder), "--seed", "1", "--device", "cpu")
+    with locked(folder), pytest.raises(UserError, match="in use by another process"):
+        call("--resume", str(folder))
+
+
+@pytest.mark.parametrize("content", [None, b"", b"text", b"PK\x03\x04"])
+def test_what_cannot_be_resumed(content: bytes | None, command: Command, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "last.pt").write_bytes(content)
+    with pytest.raises((UserError, OSError), match=re.escape(str(tmp_path / "last.pt"))) as caught:
+        call("--resume", str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler"])
+@pytest.mark.parametrize("damage", [None, {}, {"state": 3}])
+def test_states_that_do_not_fit(part: str, damage: Any, fake: list[float], tmp_path: Path) -> None:
+    fake += [90.0] * 3
+    folder = tmp_path / "run"
+    call(*SHORT, "--output-dir", str(folder))
+    progress = torch.load(folder / "last.pt", weights_only=True)
+    torch.save(progress | {"finished": False, part: damage}, folder / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt does not fit this version of the project"):
+        call("--resume", str(folder))
+
+
+def test_dry_run_keeps_nothing(command: Command, tmp_path: Path) -> None:
+    done = command("--dry-run", "--holdout", "100", cwd=tmp_path)
     assert done.returncode == 0 and "Epoch 1/1" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_never_writes_over_another(command: Command, data_path: str, tmp_path: Path) -> None:
+def test_a_run_never_writes_over_another(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_text("mine")
-    done = command("--data-path", data_path, "--output-dir", str(tmp_path), "--epochs", "1")
-    assert done.returncode == 1 and (tmp_path / "best.pt").read_text() == "mine"
-    assert done.stderr.count("\n") == 1 and str(tmp_path) in done.stderr
+    with pytest.raises(UserError, match=f"--output-dir {tmp_path} is not empty"):
+        call("--output-dir", str(tmp_path), "--epochs", "1")
+    assert (tmp_path / "best.pt").read_text() == "mine"
 
 
-def test_a_device_that_is_not_there(command: Command) -> None:
-    name = "mps" if not torch.backends.mps.is_available() else "cuda:99"
-    done = command("--device", name)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and name in done.stderr and "cpu" in done.stderr
+def test_a_device_that_cannot_be_used_and_one_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main.select_device("cpu:0").type == "cpu"
+    there = "mps" if not torch.backends.mps.is_available() else "cuda:99"
+    for name in ("gpu", "cuda:x", "meta", "", there):
+        with pytest.raises(UsageError, match=f"^argument --device: {name} can't be used") as caught:
+            main.select_device(name)
+        assert "\n" not in str(caught.value)
+    # A GPU that NVML counts but the runtime can't use.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main.select_device("auto").type != "cuda"
 
 
-def test_without_torchsummary(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_torchsummary(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "torchsummary", None)
-    main.print_summary(Net())
+    main.print_summary(main.Net())
     assert capsys.readouterr().out == (
         "Total parameters: 9,798\nTrainable parameters: 9,798\n"
         "No summary table: torchsummary is not installed (pip install torchsummary)\n"
     )
 
 
-def test_help_is_quick_and_names_every_hyperparameter(command: Command) -> None:
-    done = command("--help")
-    assert done.returncode == 0
-    for name, value in RECIPES[DEFAULT_RECIPE].items():
-        assert f"--{name.replace('_', '-')}" in done.stdout, name
-        assert str(value) in done.stdout
-    # It answers before torch is imported.
-    code = "import sys, arguments; assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+def test_test_only_evaluates_weights(test_set: Set, command: Command, tmp_path: Path) -> None:
+    """Against a loop over the test set, normalised by hand."""
+    trained = load_trained(ROOT / "weights" / "best.pt")
+    with torch.inference_mode():
+        logits = trained.model((test_set[0][:, None] / 255 - MEAN) / STD)
+    right = int((logits.argmax(dim=1) == test_set[1]).sum())
+    for flags in ([], ["--weights", str(ROOT / "weights" / "best.pt")]):
+        done = command("--test-only", "--device", "cpu", *flags, cwd=tmp_path)
+        assert done.stdout.startswith(f"Weights: {trained}\n\nTest set: Average loss: 0.0")
+        assert f"Accuracy: {right}/10000 ({right / 100:.2f}%)\n" in done.stdout
+    assert done.returncode == 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_an_evaluation_that_is_no_number_is_not_saved(
+    loss: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([2.0, loss])
+    monkeypatch.setattr(main, "test", lambda *rest, **more: (next(losses), 50.0))
+    with pytest.raises(UserError, match=f"became {loss} after epoch 2: try a lower --max-lr"):
+        call(*SHORT, "--output-dir", str(tmp_path / "run"))
+    best, last = (torch.load(tmp_path / "run" / f"{n}.pt", weights_only=True) for n in ("best", "last"))
+    assert best["metrics"]["epoch"] == 1 and len(last["metrics"]) == 1
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--momentum", "0"],
+        ["--momentum", "0", "--nesterov"],
+        ["--pct-start", "1"],
+        ["--recipe", "original", "--pct-start", "1"],
+        ["--recipe", "fast"],
+    ],
+)
+def test_settings_at_their_bounds_train(flags: list[str], tmp_path: Path) -> None:
+    call(*SHORT, *flags, "--epochs", "2", "--output-dir", str(tmp_path / "run"))
+    assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_deterministic_algorithms_change_nothing_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        for name, flags in (("a", ["--use-deterministic-algorithms"]), ("b", [])):
+            call(*SHORT, *flags, "--output-dir", str(tmp_path / name))
+            assert torch.are_deterministic_algorithms_enabled() == (name == "a")
+            torch.use_deterministic_algorithms(False)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+    one, other = (torch.load(tmp_path / n / "last.pt", weights_only=True)["model"] for n in "ab")
+    assert same(one, other)
+
+
+def test_the_notebook_of_the_readme_runs() -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
+    assert code.count("\n") <= 12 and "for epoch in range(1, 20):" in code
+    code = code.replace("range(1, 20)", "range(1, 3)")
+    code = code.replace("train(model, device,", "train(model, device, limit_batches=2, train_loader=")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"Test set: Average loss: .*, Accuracy: \d+/10000", done.stdout)) == 2
+
+
+def test_importing_changes_no_global_state() -> None:
+    code = "import signal, sys, torch; state = torch.get_rng_state(), signal.getsignal(15), sys.excepthook; "
+    code += "import main; now = torch.get_rng_state(), signal.getsignal(15), sys.excepthook; "
+    code += "assert torch.equal(state[0], now[0]) and state[1:] == now[1:]"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_tensorboard_shows_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a stop that came when an epoch's events were written, but not yet its last.pt."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    call(*SHORT, "--output-dir", str(folder), "--tensorboard")
+    progress = torch.load(folder / "last.pt", weights_only=True)
+    early = progress | {"metrics": progress["metrics"][:2], "finished": False}
+    torch.save(early, folder / "last.pt")
+    call("--resume", str(folder), "--tensorboard")
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = {"lr": "lr", "loss/train": "train_loss", "accuracy/train": "train_accuracy"}
+    tags |= {"loss/holdout": "eval_loss", "accuracy/holdout": "eval_accuracy"}
+    assert set(events.Tags()["scalars"]) == set(tags)
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    for tag, column in tags.items():
+        assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
+        values = [event.value for event in events.Scalars(tag)]
+        assert values == pytest.approx([float(row[column]) for row in rows], rel=1e-6)
+
+
+def test_without_tensorboard_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(UsageError, match="argument --tensorboard: pip install tensorboard"):
+        call(*SHORT, "--tensorboard", "--output-dir", str(tmp_path / "run"))
+
+
+def test_same_seed_other_device_name(tmp_path: Path) -> None:
+    config, options = parse_args([*SHORT, "--device", "cpu:0"])
+    main.main(config, replace(options, output_dir=str(tmp_path / "run")))
+    assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["device"] == "cpu:0"

@@ -1,5 +1,6 @@
 import contextlib
 import io
+import math
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from main import print_summary
-from model import Net
+from model import Dropout, Net, draw_positions
 
 LAYERS = [  # name in the original's table, output shape, parameters
     *[("Conv2d", (10, 28, 28), 100), ("BatchNorm2d", (10, 28, 28), 20), ("Dropout", (10, 28, 28), 0)],
@@ -27,7 +28,7 @@ def test_parameter_count() -> None:
     assert sum(p.numel() for p in Net().parameters() if p.requires_grad) == 9798
 
 
-def test_every_stage() -> None:
+def test_shapes_and_parameters_layer_by_layer() -> None:
     seen: list[tuple[str, tuple[int, ...], int]] = []
 
     def note(module: nn.Module, inputs: object, output: Tensor) -> None:
@@ -35,19 +36,41 @@ def test_every_stage() -> None:
         seen.append((type(module).__name__, tuple(output.shape[1:]), count))
 
     model = Net()
-    for module in model.modules():
-        if not list(module.children()):
-            module.register_forward_hook(note)
+    for module in model.children():
+        module.register_forward_hook(note)
     model(torch.randn(3, 1, 28, 28))
     assert seen == LAYERS
 
 
-@pytest.mark.parametrize("count", [1, 2, 128])
+@pytest.mark.parametrize("count", [1, 128])
 def test_log_probabilities(count: int) -> None:
     log_probs = Net().eval()(torch.randn(count, 1, 28, 28))
     assert log_probs.shape == (count, 10) and log_probs.dtype == torch.float32
     assert (log_probs <= 0).all()
     torch.testing.assert_close(log_probs.exp().sum(dim=1), torch.ones(count))
+
+
+def test_weights_of_the_original_notebook_load() -> None:
+    """The state dict of the notebook's network, put together from its attributes' names and sizes."""
+    conv = {"conv1": (10, 1, 3), "conv2": (16, 10, 3), "conv1x1_1": (10, 16, 1), "conv3": (16, 10, 3)}
+    conv |= {"conv4": (16, 16, 3), "conv1x1_2": (10, 16, 1), "conv5": (16, 10, 3), "conv6": (16, 16, 3)}
+    conv |= {"conv7": (10, 16, 1)}
+    theirs: dict[str, Tensor] = {}
+    for name, (outputs, inputs, size) in conv.items():
+        theirs[f"{name}.weight"] = torch.randn(outputs, inputs, size, size)
+        theirs[f"{name}.bias"] = torch.randn(outputs)
+    for number, channels in enumerate((10, 16, 16, 16, 16, 16), start=1):
+        theirs |= {f"bn{number}.{part}": torch.rand(channels) for part in ("weight", "bias")}
+        theirs |= {f"bn{number}.running_{part}": torch.rand(channels) for part in ("mean", "var")}
+        theirs[f"bn{number}.num_batches_tracked"] = torch.tensor(8911)
+    model = Net()
+    model.load_state_dict(theirs)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in theirs.items())
+    names = [name for name, _ in model.named_children()]
+    assert names[0] == "conv1" and names[-2:] == ["conv7", "gap"]
+    assert set(names) == {n.split(".")[0] for n in theirs} | {f"dropout{i}" for i in range(1, 7)} | {
+        *("pool1", "pool2", "gap")
+    }
 
 
 def column(values: Tensor | None) -> Tensor:
@@ -87,11 +110,8 @@ def test_against_the_recipe_written_out() -> None:
         torch.testing.assert_close(model(images), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_dropout_is_where_and_what_it_is_told() -> None:
-    assert [m.p for m in Net(0.25).modules() if isinstance(m, nn.Dropout)] == [0.25] * 6
-
-
 def test_summary_is_the_original_table_and_disturbs_nothing() -> None:
+    pytest.importorskip("torchsummary")
     model = Net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
@@ -102,3 +122,51 @@ def test_summary_is_the_original_table_and_disturbs_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("p", [0.01, 0.05, 0.3, 0.9])
+def test_each_element_is_dropped_by_itself_with_the_probability_asked_for(p: float) -> None:
+    torch.manual_seed(0)
+    count, rounds = 1_000_000, 5
+    total, adjacent, far = 0, 0, 0
+    for _ in range(rounds):
+        positions = draw_positions(count, p)
+        dropped = torch.zeros(count, dtype=torch.bool)
+        dropped[positions] = True
+        assert len(positions) == dropped.sum() and (positions.diff() > 0).all()
+        total += len(positions)
+        adjacent += int((dropped[1:] & dropped[:-1]).sum())
+        far += int((dropped[1600:] & dropped[:-1600]).sum())
+    n = count * rounds
+    assert abs(total / n - p) < 5 * math.sqrt(p * (1 - p) / n)  # five standard deviations
+    for pairs in (adjacent, far):
+        assert abs(pairs / n - p * p) < 5 * math.sqrt(p * p * (1 - p * p) * 3 / n) + 2000 / count * p * p
+
+
+def test_gaps_between_dropped_elements_are_geometric() -> None:
+    """Of the 2^24 uniform numbers there are, the share that gives a gap of g is p (1 - p)^(g - 1)."""
+    p = 0.05
+    uniform = torch.arange(2**24, dtype=torch.float32) / 2**24
+    gaps = uniform.neg().log1p().mul(1 / math.log1p(-p)).long() + 1
+    for gap in (1, 2, 10):
+        share = (gaps == gap).double().mean().item()
+        assert abs(share - p * (1 - p) ** (gap - 1)) < 1e-6
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_dropout_scales_what_it_keeps_and_its_gradient_likewise(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    x = (torch.rand(64, 16, 28, 28) + 1).contiguous(memory_format=layout).requires_grad_()
+    out = Dropout(0.05)(x)
+    kept = out != 0
+    assert abs(kept.float().mean().item() - 0.95) < 0.002
+    torch.testing.assert_close(out[kept], x[kept] / 0.95)
+    grad = torch.randn_like(x)
+    out.backward(grad)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.where(kept, grad / 0.95, 0))
+    assert torch.equal(Dropout(0.05).eval()(x), x) and torch.equal(Dropout(0.0)(x), x)
+
+
+def test_dropout_is_in_each_block_as_it_is_told() -> None:
+    assert [m.p for m in Net(0.25).modules() if isinstance(m, Dropout)] == [0.25] * 6

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
+from pictures import Floats, PictureError, centre, prepare, read, resampling
 from PIL import Image
 
 from checkpoint import load_net
 from model import Net
-from pictures import Floats, PictureError, centre, prepare, read, resampling
 from utils import MEAN, STD, load_mnist
 
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from arguments import build_parser
 from recipes import DEFAULT_RECIPE, RECIPES
 

@@ -21,6 +21,7 @@ from model import Net
 pytest.importorskip("matplotlib")
 
 import plots
+
 import report
 
 PROJECT = Path(__file__).parents[1]

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scores import answers, calibration, confusion_matrix, wilson, wrong_images
 from torchvision import transforms
 
 from model import Net
-from scores import answers, calibration, confusion_matrix, wilson, wrong_images
 
 digit = st.integers(0, 9)
 # Multiples of 1/15 are the bins' edges.

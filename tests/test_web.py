@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, DIGITS, DRIVER, draw, press, settle, start_browser, view
+from exports import web
+from pictures import PictureError, prepare
 from PIL import Image
 
 from checkpoint import load_net
-from exports import web
-from pictures import PictureError, prepare
 from utils import MEAN, STD, load_mnist
 
 ROOT = Path(__file__).parents[1]
