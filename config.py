@@ -65,6 +65,8 @@ class Config:
     rotation: float = setting(7.0, "largest angle of an image in degrees, either way", 0, 180)
     interpolation: str = setting("nearest", "how it is sampled", choices=("nearest", "bilinear"))
     translation: float = setting(0.0, "largest shift of an image in pixels, each way", 0, 28)
+    scale: float = setting(0.0, "largest change of its width and height, each by itself, as a share", 0, 0.9)
+    shear: float = setting(0.0, "largest shear to either side, as a share of the height", 0, 2)
     dropout: float = setting(0.05, "share of the activations that are dropped", 0, 0.99)
     label_smoothing: float = setting(0.0, "share of each target that is spread over all classes", 0, 1)
     model_ema_decay: float = setting(

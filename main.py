@@ -74,6 +74,8 @@ def run(folder: Path, progress: Progress, tensorboard: bool = False) -> None:
         rotation=config.rotation,
         interpolation=config.interpolation,
         translation=config.translation,
+        scale=config.scale,
+        shear=config.shear,
         seed=config.seed,
         holdout=config.holdout,
     )

@@ -1,4 +1,4 @@
-"""Data: read MNIST, rotate and normalise it, hand it out in batches."""
+"""Data: read MNIST, distort and normalise it, hand it out in batches."""
 
 import gzip
 import hashlib
@@ -65,29 +65,33 @@ def normalize(images: Tensor) -> Tensor:
     return images.float().div_(255 * STD).sub_(MEAN / STD)
 
 
-def rotate(
-    images: Tensor, degrees: Tensor, *, interpolation: str = "nearest", shift: Tensor | None = None
+def affine(
+    images: Tensor,
+    degrees: Tensor,
+    *,
+    shift: Tensor | float = 0.0,
+    scale: Tensor | float = 1.0,
+    shear: Tensor | float = 0.0,
+    interpolation: str = "nearest",
 ) -> Tensor:
-    """Rotate each image anticlockwise by its own angle, about its centre, corners filled with 0.
+    """Distort each image about its centre by its own affine map: scaled, sheared, rotated, then shifted.
 
-    ``images``, (N, 1, H, H), holds pixels from 0 to 255 in float32, as does what is returned;
-    ``degrees`` is (N,), float32; ``interpolation`` is 'nearest' or 'bilinear'. Pixel by pixel what
-    ``torchvision.transforms.functional.rotate`` makes of uint8 tensors, up to float rounding at
-    the border between two pixels or grey levels. ``shift``, (N, 2), float32, moves where each image
-    is taken from by so many pixels to the right and down.
+    ``images``, (N, 1, H, H), holds pixels from 0 to 255 in float32, as does what is returned; what comes from
+    outside is 0. ``degrees``, (N,), turn anticlockwise, which alone gives pixel by pixel what torchvision's
+    ``rotate`` makes of uint8 tensors, up to float rounding at the border between two pixels or grey levels.
+    ``shift``, (N, 2), is in pixels to the right and down; ``scale``, (N, 2), multiplies width and height;
+    ``shear``, (N,), times a row's distance below the centre is what it moves right. All are float32.
     """
     radians = torch.deg2rad(degrees)
     cos, sin = radians.cos(), radians.sin()
-    x, y = (
-        torch.zeros(2, len(images), device=images.device)
-        if shift is None
-        else shift.T * (2 / images.shape[3])
-    )
-    # Where a pixel at (x, y) from the centre is taken from, in half sides: the rows of its affine matrix.
-    matrix = torch.stack([cos, -sin, x, sin, cos, y], dim=1).view(-1, 2, 3)
+    ones = torch.ones(len(images), 2, device=images.device)
+    (dx, dy), (width, height) = (ones * shift * (2 / images.shape[-1])).T, (ones * scale).T
+    # Where a pixel is taken from, in half sides from the centre: each step undone, the last first.
+    a, b, d, e = (cos - shear * sin) / width, (-sin - shear * cos) / width, sin / height, cos / height
+    matrix = torch.stack([a, b, -a * dx - b * dy, d, e, -d * dx - e * dy], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    rotated = F.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
-    return rotated.round_() if interpolation == "bilinear" else rotated
+    result = F.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
+    return result.round_() if interpolation == "bilinear" else result
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
@@ -100,9 +104,9 @@ class DeviceLoader:
     """Batches of a dataset that lies on the device whole; stands where a ``DataLoader`` would.
 
     ``images`` is uint8 (N, 28, 28), ``labels`` int64 (N,). Yields images (B, 1, 28, 28), float32,
-    normalised, and targets (B,), the last batch holding what is left. With a ``seed``, each pass, numbered by
-    ``epoch``, comes in a new order, each image rotated by an angle drawn uniformly from ±``rotation`` degrees
-    and shifted, both ways, by up to ``translation`` pixels. Nothing goes back to the host on the way.
+    normalised, and targets (B,), the last batch holding what is left. With a ``seed``, each pass, numbered
+    by ``epoch``, comes in a new order, and each image distorted by uniform draws, up to ``rotation`` degrees
+    either way and so on, as ``config.Config`` says. Nothing goes back to the host on the way.
     """
 
     images: Tensor
@@ -114,6 +118,8 @@ class DeviceLoader:
     rotation: float = 0.0
     interpolation: str = "nearest"
     translation: float = 0.0
+    scale: float = 0.0
+    shear: float = 0.0
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
@@ -130,11 +136,16 @@ class DeviceLoader:
         order = torch.randperm(len(self.labels), generator=generator, device=device)
         for index in torch.split(order, self.batch_size):
             images = self.images.index_select(0, index)[:, None].float()
-            if self.rotation > 0 or self.translation > 0:
-                # Columns: the angle, and the shift to the right and down, each uniform in [-1, 1).
-                draw = torch.rand(len(index), 3, generator=generator, device=device) * 2 - 1
-                degrees, shift = draw[:, 0] * self.rotation, draw[:, 1:] * self.translation
-                images = rotate(images, degrees, interpolation=self.interpolation, shift=shift)
+            if self.rotation or self.translation or self.scale or self.shear:
+                draw = torch.rand(len(index), 6, generator=generator, device=device) * 2 - 1
+                images = affine(
+                    images,
+                    draw[:, 0] * self.rotation,
+                    shift=draw[:, 1:3] * self.translation,
+                    scale=1 + draw[:, 3:5] * self.scale,
+                    shear=draw[:, 5] * self.shear,
+                    interpolation=self.interpolation,
+                )
             yield normalize(images), self.labels.index_select(0, index)
 
 
@@ -157,6 +168,8 @@ def get_loaders(
     rotation: float = ORIGINAL.rotation,
     interpolation: str = ORIGINAL.interpolation,
     translation: float = ORIGINAL.translation,
+    scale: float = ORIGINAL.scale,
+    shear: float = ORIGINAL.shear,
     seed: int = ORIGINAL.seed,
     holdout: int = ORIGINAL.holdout,
 ) -> tuple[DeviceLoader, DeviceLoader]:
@@ -164,7 +177,7 @@ def get_loaders(
 
     They hold the 60,000 training and the 10,000 test images; with ``holdout``, that many training
     images are kept for evaluation instead, the same ones always, and the test set stays out of it.
-    ``seed`` determines the order, rotations and shifts of the training images. Raises ``UserError``
+    ``seed`` determines the order and distortions of the training images. Raises ``UserError``
     when a file of MNIST is missing or damaged.
     """
     images, labels = load_mnist(train=True)
@@ -182,5 +195,7 @@ def get_loaders(
         rotation=rotation,
         interpolation=interpolation,
         translation=translation,
+        scale=scale,
+        shear=shear,
     )
     return train_loader, DeviceLoader(test_images.to(device), test_labels.to(device), EVALUATION_BATCH)

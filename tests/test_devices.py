@@ -10,7 +10,7 @@ from test_main import assert_same_run, call, same
 
 from model import Net
 from train import make_optimizer, to_device, train
-from utils import DeviceLoader, normalize, rotate
+from utils import DeviceLoader, affine, normalize
 
 DEVICES = [
     pytest.param(name, marks=pytest.mark.skipif(not there, reason=f"no {name} here"))
@@ -52,9 +52,9 @@ def test_logits_and_rotation_are_the_cpus(name: str, train_set: Set) -> None:
     with torch.inference_mode():
         expected = model(normalize(images.clone()))
         found = to_device(model, device)(normalize(images.clone().to(device))).cpu()
-        turned = rotate(images.to(device), degrees.to(device)).cpu()
+        turned = affine(images.to(device), degrees.to(device)).cpu()
     assert (found - expected).abs().max() < 1e-4
-    assert (turned != rotate(images, degrees)).float().mean() < 1e-4  # a tie may fall the other way
+    assert (turned != affine(images, degrees)).float().mean() < 1e-4  # a tie may fall the other way
 
 
 def test_stopped_and_resumed_is_as_if_never_stopped(

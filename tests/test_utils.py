@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, Set
 from torch import Tensor
 from torchvision.datasets import MNIST
@@ -14,7 +15,7 @@ from torchvision.transforms import functional as TF
 
 import utils
 from config import UserError
-from utils import MEAN, STD, DeviceLoader, get_loaders, load_mnist, normalize, rotate, split_holdout
+from utils import MEAN, STD, DeviceLoader, affine, get_loaders, load_mnist, normalize, split_holdout
 
 CPU = torch.device("cpu")
 PUBLISHED = {  # SHA-256 of the files that MNIST's authors published, uncompressed
@@ -99,7 +100,7 @@ def test_rotation_is_torchvisions(train_set: Set, interpolation: str, limit: flo
             for image, angle in zip(images, degrees, strict=True)
         ]
     ).float()
-    ours = rotate(images.float(), degrees, interpolation=interpolation)
+    ours = affine(images.float(), degrees, interpolation=interpolation)
     assert ours.shape == images.shape
     # A tie, between two pixels or two grey levels, may fall the other way.
     assert (ours != theirs).float().mean() < 1e-5
@@ -109,16 +110,47 @@ def test_rotation_is_torchvisions(train_set: Set, interpolation: str, limit: flo
 
 def test_rotation_by_quarter_turns_is_exact(train_set: Set) -> None:
     images = train_set[0][:20, None].float()
-    assert torch.equal(rotate(images, torch.full((20,), 90.0)), images.rot90(1, dims=(2, 3)))
-    assert torch.equal(rotate(images, torch.zeros(20)), images)
+    assert torch.equal(affine(images, torch.full((20,), 90.0)), images.rot90(1, dims=(2, 3)))
+    assert torch.equal(affine(images, torch.zeros(20)), images)
 
 
 def test_shift_moves_by_whole_pixels(train_set: Set) -> None:
     images = train_set[0][:20, None].float()
-    moved = rotate(images, torch.zeros(20), shift=torch.tensor([[2.0, -1.0]]).expand(20, 2))
+    moved = affine(images, torch.zeros(20), shift=torch.tensor([[2.0, -1.0]]).expand(20, 2))
     expected = torch.zeros_like(images)
-    expected[:, :, 1:, :-2] = images[:, :, :-1, 2:]
+    expected[:, :, :-1, 2:] = images[:, :, 1:, :-2]
     assert torch.equal(moved, expected)
+
+
+def test_distortion_is_the_matrix_composed_by_hand(train_set: Set) -> None:
+    """Against F.affine_grid and F.grid_sample in float64, with the inverse of a product of four matrices."""
+    images = train_set[0][:200, None].float()
+    draw = torch.rand(200, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2 - 1
+    degrees, shift, scale, shear = draw[:, 0] * 15, draw[:, 1:3] * 2, 1 + draw[:, 3:5] * 0.2, draw[:, 5] * 0.3
+    theta = torch.empty(200, 2, 3, dtype=torch.float64)
+    for i in range(200):
+        angle = math.radians(degrees[i])
+        eye = torch.eye(3, dtype=torch.float64)
+        sheared, scaled, turned, shifted = eye.clone(), eye.clone(), eye.clone(), eye.clone()
+        sheared[0, 1] = shear[i]
+        scaled[0, 0], scaled[1, 1] = scale[i]
+        turned[:2, :2] = torch.tensor(  # anticlockwise, y pointing down
+            [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]], dtype=torch.float64
+        )
+        shifted[:2, 2] = shift[i] / 14  # half sides
+        # The image is scaled as it lies after shearing.
+        theta[i] = (shifted @ turned @ sheared @ scaled).inverse()[:2]
+    grid = F.affine_grid(theta, [200, 1, 28, 28], align_corners=False)
+    expected = F.grid_sample(images.double(), grid, mode="bilinear", align_corners=False).round()
+    found = affine(
+        images,
+        degrees.float(),
+        shift=shift.float(),
+        scale=scale.float(),
+        shear=shear.float(),
+        interpolation="bilinear",
+    )
+    assert (found - expected).abs().max() <= 1 and (found != expected).double().mean() < 1e-3
 
 
 def test_an_epoch_of_training_data(train_set: Set) -> None:
@@ -160,7 +192,7 @@ def test_angles_are_uniform(train_set: Set, monkeypatch: pytest.MonkeyPatch) -> 
         drawn.append(degrees)
         return images
 
-    monkeypatch.setattr(utils, "rotate", note)
+    monkeypatch.setattr(utils, "affine", note)
     list(DeviceLoader(*train_set, 1000, seed=0, rotation=7.0))
     degrees = torch.cat(drawn)
     assert len(degrees) == 60_000 and degrees.abs().max() <= 7
