@@ -35,6 +35,29 @@ def print_summary(model: Net) -> None:
         summary(copy.deepcopy(model), (1, 28, 28), device="cpu")
 
 
+def make_parts(config: Config, device: torch.device, batches: int) -> Parts:
+    """Make the network, printing its summary, and what trains it over so many batches an epoch."""
+    torch.manual_seed(config.seed)
+    model = Net(config.dropout)
+    print_summary(model)
+    to_device(model, device)
+    optimizer, scheduler = make_optimizer(
+        model,
+        total_steps=config.epochs * min(batches, config.limit_train_batches or batches),
+        lr=config.lr,
+        max_lr=config.max_lr,
+        final_div_factor=config.final_div_factor,
+        pct_start=config.pct_start,
+        momentum=config.momentum,
+        base_momentum=config.base_momentum,
+        max_momentum=config.max_momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+    ema = copy.deepcopy(model) if config.model_ema_decay > 0 else None
+    return Parts(model, optimizer, scheduler, ema)
+
+
 def run_epoch(
     config: Config, device: torch.device, loaders: tuple[DeviceLoader, DeviceLoader], parts: Parts, epoch: int
 ) -> EpochMetrics:
@@ -79,25 +102,7 @@ def run(folder: Path, progress: Progress, tensorboard: bool = False) -> None:
         seed=config.seed,
         holdout=config.holdout,
     )
-    torch.manual_seed(config.seed)
-    model = Net(config.dropout)
-    print_summary(model)
-    to_device(model, device)
-    optimizer, scheduler = make_optimizer(
-        model,
-        total_steps=config.epochs * min(len(loaders[0]), config.limit_train_batches or len(loaders[0])),
-        lr=config.lr,
-        max_lr=config.max_lr,
-        final_div_factor=config.final_div_factor,
-        pct_start=config.pct_start,
-        momentum=config.momentum,
-        base_momentum=config.base_momentum,
-        max_momentum=config.max_momentum,
-        nesterov=config.nesterov,
-        weight_decay=config.weight_decay,
-    )
-    ema = copy.deepcopy(model) if config.model_ema_decay > 0 else None
-    parts = Parts(model, optimizer, scheduler, ema)
+    parts = make_parts(config, device, len(loaders[0]))
     if progress.epoch > 0:
         checkpoint.restore(folder, progress, parts)
         print(f"\nGoing on after epoch {progress.epoch}; best accuracy so far: {progress.best_accuracy:.2f}%")
@@ -125,7 +130,7 @@ def run(folder: Path, progress: Progress, tensorboard: bool = False) -> None:
     elif not reached:
         print(f"Accuracy at the end of the schedule: {progress.metrics[-1].eval_accuracy:.2f}%")
     print(f"\nFinal best accuracy: {progress.best_accuracy:.2f}%")
-    print(f"Total parameters: {sum(p.numel() for p in model.parameters()):,}", flush=True)
+    print(f"Total parameters: {sum(p.numel() for p in parts.model.parameters()):,}", flush=True)
 
 
 def main(config: Config, options: Options) -> None:

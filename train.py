@@ -91,18 +91,15 @@ def train(
 ) -> tuple[float, float]:
     """Train ``model`` for an epoch behind a progress bar on stderr.
 
-    The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64; the first ``limit_batches`` of
-    its batches are used. A ``scheduler`` moves after each batch. ``label_smoothing``, in [0, 1], is PyTorch's
-    (Szegedy et al., CVPR 2016). ``ema``, a copy of the network, follows as a running average of its weights
-    and statistics, of which a step keeps ``ema_decay``, in [0, 1).
-
+    The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64, of which the first
+    ``limit_batches`` are used. A ``scheduler`` moves after each batch; ``label_smoothing`` is in [0, 1] (Szegedy
+    et al., CVPR 2016); ``ema``, a copy of the network, becomes a running average that keeps ``ema_decay`` a step.
     Returns the loss, without smoothing, averaged over the images, and the accuracy in percent, both of images
     as they were trained on. Raises ``UserError`` when a loss is NaN or infinite.
     """
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
-    loss_sum = torch.zeros((), device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    loss_sum, correct = torch.zeros(2, device=device)
     current, averaged = (list(m.state_dict().values()) if m else [] for m in (model, ema))
     processed = 0
     with tqdm(total=steps) as bar:
@@ -122,18 +119,14 @@ def train(
             correct += (log_probs.argmax(dim=1) == target).sum()
             processed += len(target)
             if batch_id % BAR_INTERVAL == 0 or batch_id == steps - 1:
+                accuracy = 100.0 * correct.item() / processed
+                text = f"Epoch={epoch} Loss={loss.item():.4f} Batch_id={batch_id} Accuracy={accuracy:.2f}%"
+                bar.set_description(text, refresh=False)
                 if not loss_sum.isfinite():
-                    raise UserError(
-                        f"the loss became {loss_sum.item()} in epoch {epoch}, by batch {batch_id}: "
-                        "try a lower --max-lr"
-                    )
-                bar.set_description(
-                    f"Epoch={epoch} Loss={loss.item():.4f} Batch_id={batch_id} "
-                    f"Accuracy={100.0 * correct.item() / processed:.2f}%",
-                    refresh=False,
-                )
+                    reason = f"the loss became {loss_sum.item()} in epoch {epoch}, by batch {batch_id}"
+                    raise UserError(f"{reason}: try a lower --max-lr")
             bar.update()
-    return loss_sum.item() / processed, 100.0 * correct.item() / processed
+    return loss_sum.item() / processed, accuracy
 
 
 def update_average(averaged: list[Tensor], current: list[Tensor], decay: float, step: int) -> None:
