@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,10 +95,10 @@ def test_files_are_predicted_in_batches(monkeypatch: pytest.MonkeyPatch) -> None
         return forward(net, x)
 
     monkeypatch.setattr(Net, "forward", counted)
-    names = [str(i) for i in range(600)]
-    found = command.predict(Net().eval(), names, torch.zeros(600, 28, 28, dtype=torch.uint8))
+    names = [str(i) for i in range(260)]
+    found = command.predict(Net().eval(), names, torch.zeros(260, 28, 28, dtype=torch.uint8))
     assert [entry.file for entry in found] == names
-    assert sum(sizes) == 600
+    assert sum(sizes) == 260
     assert max(sizes) == 250  # so that many files need no more memory than these
 
 
@@ -132,14 +134,26 @@ def test_weights_that_cannot_be_used(tmp_path: Path, capsys: Capture) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_standard_input_and_a_missing_file() -> None:
-    with open(THREE, "rb") as file:
-        done = run("-", "missing.png", stdin=file, stdout=subprocess.PIPE)
-    assert done.returncode == 1
-    assert done.stdout.startswith("-: 3 (")
-    first, second = done.stderr.splitlines()
-    assert first.startswith("Weights: ")
-    assert second == "predict: error: missing.png: No such file or directory"
+@pytest.mark.filterwarnings("ignore:'predict.__main__' found in sys.modules")
+def test_the_whole_command_on_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict", "-", "missing.png", "--weights", WEIGHTS, "--json"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # to be put back
+    handler, stdin = signal.getsignal(signal.SIGTERM), os.dup(0)
+    try:
+        with open(THREE, "rb") as file:
+            os.dup2(file.fileno(), 0)
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("predict", run_name="__main__")
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+        signal.signal(signal.SIGTERM, handler)
+    assert end.value.code == 1
+    out, err = capsys.readouterr()
+    assert [(entry["file"], entry["prediction"]) for entry in json.loads(out)] == [("-", 3)]
+    weights, missing = err.splitlines()
+    assert weights.startswith(f"Weights: {WEIGHTS} (epoch ")
+    assert missing == "predict: error: missing.png: No such file or directory"
 
 
 @pytest.mark.parametrize("flags", [["--help"], [], ["--js", SEVEN], ["--weights"]])
