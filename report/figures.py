@@ -97,7 +97,7 @@ def curves(metrics: list[EpochMetrics], best: int, split: str) -> Plot:
         "can be compared. Loss and accuracy of the training set are of images as they were trained on "
         "(augmented, with dropout if the settings have any), each before its step; those of the "
         f"{split} are of the network after the epoch, or of the running average of its weights if the "
-        "settings have one. The scales are logarithmic. The learning rate is that at the epoch's start."
+        "settings have one. Their scales are logarithmic. The learning rate is that at the epoch's start."
     )
     first, last = (f"{row.eval_accuracy:.2f}% in epoch {row.epoch}" for row in (metrics[0], metrics[-1]))
     alt = f"Loss, accuracy and learning rate by epoch; accuracy on the {split}: {first}, {last}."

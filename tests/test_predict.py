@@ -1,4 +1,4 @@
-"""The command python -m predict: its answers, and one line for each thing that can't be used."""
+"""The command python -m predict: its predictions, and one line for each thing that can't be used."""
 
 import csv
 import json
