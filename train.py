@@ -92,8 +92,9 @@ def train(
     """Train ``model`` for an epoch behind a progress bar on stderr.
 
     The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64, of which the first
-    ``limit_batches`` are used. A ``scheduler`` moves after each batch; ``label_smoothing`` is in [0, 1] (Szegedy
-    et al., CVPR 2016); ``ema``, a copy of the network, becomes a running average that keeps ``ema_decay`` a step.
+    ``limit_batches`` are used. A ``scheduler`` moves after each batch; ``label_smoothing`` is in [0, 1]
+    (Szegedy et al., CVPR 2016); ``ema``, a copy of the network, becomes a running average of it, of which a
+    step keeps ``ema_decay``.
     Returns the loss, without smoothing, averaged over the images, and the accuracy in percent, both of images
     as they were trained on. Raises ``UserError`` when a loss is NaN or infinite.
     """

@@ -1,131 +1,85 @@
-"""Say which digit a picture shows: ``python predict.py IMAGE…``. ``--help`` lists the flags.
+"""Predict the digit in pictures: ``python -m predict IMAGE…``. ``--help`` lists the flags."""
 
-``pictures.py`` brings each picture into MNIST's own form; its docstring has the algorithm.
-"""
-
-# ruff: noqa: E402 (torch takes seconds to import: --help and mistakes answer before)
-
-import argparse
-import json
-import os
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; end with argparse's message and exit status 2 where it can't be used."""
-    parser = argparse.ArgumentParser(
-        prog="predict.py", description="Say which digit each picture shows.", allow_abbrev=False
-    )
-    parser.add_argument(
-        "images",
-        nargs="+",
-        metavar="IMAGE",
-        help="a picture of one digit, in any size, colours and format that Pillow opens; - is standard input",
-    )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="a best.pt that main.py wrote (default: that of the newest run, or else the project's own)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON array, an object for each answer")
-    return parser.parse_args(argv)
-
+from config import Parser, UserError, end_in_one_line
 
 if __name__ == "__main__":
-    args = parse_args()
+    end_in_one_line("predict")
+    parser = Parser("python -m predict", "Predict which digit each picture holds.")
+    text = "picture of one digit, in any size, colours and format that Pillow opens; -: standard input"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=text)
+    text = "file of the weights (default: the newest run's, else the project's own)"
+    parser.add_argument("--weights", metavar="FILE", help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON array, an object for each file")
+    args = parser.parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from checkpoint import RunError, load_net, newest_weights
+from checkpoint import load_trained, newest_trained
 from model import Net
-from pictures import PictureError, read
-from utils import normalise
+from predict.preprocess import preprocess_file
+from utils import EVALUATION_BATCH, normalize
 
 
-def complain(message: str) -> None:
-    """Print ``message`` as this command's one line of error."""
-    print(f"predict.py: error: {message}", file=sys.stderr)
+@dataclass(frozen=True)
+class Prediction:
+    """The network's two most probable digits, 0 to 9, for a file, with their probabilities, in [0, 1]."""
+
+    file: str
+    prediction: int
+    confidence: float
+    runner_up: int
+    runner_up_confidence: float
+
+    def __str__(self) -> str:
+        text = f"{printable(self.file)}: {self.prediction} ({self.confidence:.2%}), "
+        return text + f"runner-up {self.runner_up} ({self.runner_up_confidence:.2%})"
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """Return the file name ``name`` as it can stand in one line."""
     return name if name.isprintable() else ascii(name)
 
 
-def read_digit(name: str) -> Tensor | None:
-    """Return the digit in the file ``name``, uint8 (28, 28), or complain; '-' is standard input."""
+def read_image(name: str) -> Tensor | None:
+    """Return the digit in the file ``name``, uint8 (28, 28), or None after a line on stderr; '-' is stdin."""
     try:
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-            return torch.from_numpy(read(file))
-    except OSError as error:
-        complain(f"{shown(name)}: {error.strerror}")
-    except PictureError as error:
-        complain(f"{shown(name)}: {error}")
+            return torch.from_numpy(preprocess_file(file))
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        print(f"predict: error: {printable(name)}: {reason}", file=sys.stderr)
     return None
 
 
 @torch.inference_mode()
-def classify(model: Net, digits: Tensor) -> Tensor:
-    """Return the probabilities, float32 (N, 10), of ``digits``, uint8 (N, 28, 28), in one forward pass."""
-    log_probs: Tensor = model(normalise(digits.unsqueeze(1)))
-    return log_probs.exp()
+def predict(model: Net, files: list[str], images: Tensor) -> list[Prediction]:
+    """Return the predictions of ``model``, in evaluation mode, for ``images``, uint8 (N, 28, 28)."""
+    batches = torch.split(images.unsqueeze(1), EVALUATION_BATCH)
+    probabilities = torch.cat([model(normalize(batch)) for batch in batches]).exp()
+    (first, second), (digit, runner_up) = (top.T.tolist() for top in probabilities.topk(2))
+    return list(map(Prediction, files, digit, first, runner_up, second))
 
 
-def answer(name: str, probabilities: Tensor) -> dict[str, Any]:
-    """Return what is printed about the file ``name``, whose digit has ``probabilities``, float32 (10,)."""
-    (first, second), (digit, runner_up) = (values.tolist() for values in probabilities.topk(2))
-    return {
-        "file": name,
-        "digit": digit,
-        "probability": first,
-        "runner_up": runner_up,
-        "runner_up_probability": second,
-    }
+def main(files: list[str], weights: str | None, as_json: bool) -> int:
+    """Print the predictions for ``files``; return the exit status, 1 where one of them can't be used.
 
-
-def print_answers(answers: list[dict[str, Any]], as_json: bool) -> None:
-    """Print a line for each of ``answers``, or all as one JSON array."""
-    if as_json:
-        print(json.dumps(answers, indent=2), flush=True)
-        return
-    for a in answers:
-        print(
-            f"{shown(a['file'])}: {a['digit']} ({a['probability']:.2%}), "
-            f"runner-up {a['runner_up']} ({a['runner_up_probability']:.2%})",
-            flush=True,
-        )
-
-
-def main(args: argparse.Namespace) -> int:
-    """Carry out the command line ``args``; return the exit status, with a line on stderr for a failure."""
-    try:
-        weights = Path(args.weights) if args.weights else newest_weights()
-        model, checkpoint = load_net(weights)
-    except RunError as error:
-        complain(str(error))
-        return 1
-    accuracy = checkpoint.get("test_accuracy", checkpoint.get("holdout_accuracy"))
-    known = f" ({accuracy:.2f}% in its run)" if isinstance(accuracy, float) else ""
-    print(f"weights: {shown(str(weights))}{known}", file=sys.stderr)
-
-    digits = [(name, read_digit(name)) for name in args.images]
-    found = [(name, digit) for name, digit in digits if digit is not None]
-    answers = []
-    if found:
-        probabilities = classify(model, torch.stack([digit for _, digit in found]))
-        answers = [answer(name, row) for (name, _), row in zip(found, probabilities, strict=True)]
-    try:
-        print_answers(answers, args.json)
-    except OSError as error:
-        complain(f"standard output: {error.strerror}")
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again at its end
-        return 1
-    return 0 if len(found) == len(digits) else 1
+    Raises ``UserError`` where the weights can't be used, and ``OSError``.
+    """
+    trained = newest_trained() if weights is None else load_trained(Path(weights))
+    print(f"Weights: {trained}", file=sys.stderr)
+    images = [(name, image) for name in files if (image := read_image(name)) is not None]
+    readable = [name for name, _ in images]
+    predictions = predict(trained.model, readable, torch.stack([i for _, i in images])) if images else []
+    lines = [json.dumps(list(map(asdict, predictions)), indent=2)] if as_json else map(str, predictions)
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
+    return 0 if len(predictions) == len(files) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(args))
+    sys.exit(main(args.images, args.weights, args.json))

@@ -2,7 +2,7 @@
 
 MNIST's authors (LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist/) took black-and-white digits,
 scaled each to fit 20×20 pixels, its aspect kept, by anti-aliasing, and put its centre of mass at the centre
-of 28×28. ``prepare`` does the same to a picture as it comes, in the steps below. All numbers are float64;
+of 28×28. ``preprocess`` does the same to a picture as it comes, in the steps below. All numbers are float64;
 round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coordinate.
 
 ``load`` makes colours of the file:
@@ -38,7 +38,7 @@ round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coord
     the 1e-6 lets no error of the last bit decide where a symmetric digit goes, as 14 - cy ends in .5 there.
     (14, not 13.5: there lies the centre of mass in MNIST's files, to half a pixel in 9,999 of 10,000.)
 
-``prepare`` returns round(255 × that), as uint8.
+``preprocess`` returns round(255 × that), as uint8.
 """
 
 import math
@@ -48,6 +48,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from config import UserError
 
 Floats = NDArray[np.float64]
 
@@ -59,7 +61,7 @@ TIE = 1e-6  # pixels; more than float64 errs in step 10
 DIGIT, FRAME = 20, 28  # pixels: the digit's longer side, the picture's sides
 
 
-class PictureError(Exception):
+class PictureError(UserError):
     """No digit can be had from a picture; the message says why."""
 
 
@@ -101,16 +103,13 @@ def find_ink(rgb: Floats) -> Floats:
 
 def resampling(n: int, m: int) -> Floats:
     """Return the matrix (m, n) that resamples n values to m: area average if fewer, else linear (step 8)."""
-    weights: Floats
     if m < n:
         edges = np.arange(m + 1)[:, None] * (n / m)
         j = np.arange(n)
         overlap = np.minimum(edges[1:], j + 1) - np.maximum(edges[:-1], j)
-        weights = np.maximum(overlap, 0) * (m / n)
-        return weights
+        return np.asarray(np.maximum(overlap, 0) * (m / n))
     x = np.clip((np.arange(m) + 0.5) * (n / m) - 0.5, 0, n - 1)
-    weights = np.maximum(0, 1 - np.abs(x[:, None] - np.arange(n)))
-    return weights
+    return np.asarray(np.maximum(0, 1 - np.abs(x[:, None] - np.arange(n))))
 
 
 def span(sums: Floats) -> slice:
@@ -146,7 +145,7 @@ def centre(ink: Floats) -> Floats:
     return framed
 
 
-def prepare(picture: Image.Image) -> NDArray[np.uint8]:
+def preprocess(picture: Image.Image) -> NDArray[np.uint8]:
     """Return the digit in ``picture`` as MNIST has it, uint8 (28, 28), light on dark: steps 1 to 10.
 
     Raises ``PictureError`` where the picture is blank, and what ``load`` raises.
@@ -154,8 +153,8 @@ def prepare(picture: Image.Image) -> NDArray[np.uint8]:
     return np.floor(centre(find_ink(load(picture))) * 255 + 0.5).astype(np.uint8)
 
 
-def read(file: BinaryIO) -> NDArray[np.uint8]:
-    """Return the digit in the picture that ``file`` holds, as ``prepare`` does; an animation's first frame.
+def preprocess_file(file: BinaryIO) -> NDArray[np.uint8]:
+    """Return the digit in the picture in ``file``, as ``preprocess`` does; an animation's first frame.
 
     Raises ``PictureError`` where there is none: no picture, a damaged, enormous or blank one.
     """
@@ -164,15 +163,13 @@ def read(file: BinaryIO) -> NDArray[np.uint8]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file) as picture:
-                return prepare(picture)
+                return preprocess(picture)
         except PictureError:
             raise
         except UnidentifiedImageError:
             raise PictureError("it is not a picture that Pillow can read") from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise PictureError(f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-        except (
-            Exception
-        ) as error:  # Pillow's decoders have no common error: each raises what it stumbles over
+        except Exception as error:  # Pillow's decoders have no common error: each has its own
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise PictureError(f"it is damaged: {reason}") from None

@@ -1,56 +1,67 @@
-"""What a network's answers come to, beside the accuracy."""
+"""What a network's predictions are worth, in numbers."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from model import Net
-from utils import normalise
+from utils import EVALUATION_BATCH, normalize
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against accuracy in bins of equal width; the tensors are (bins,)."""
+
+    error: float  # the expected calibration error, in [0, 1]
+    total: Tensor  # int64, images in each bin
+    correct: Tensor  # int64, those predicted right
+    confidence: Tensor  # float64, their mean, in (0, 1]; NaN in an empty bin
 
 
 @torch.inference_mode()
-def answers(model: Net, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Show ``images``, uint8 (N, 28, 28), to ``model``, which is in evaluation mode, on the CPU.
+def predict(model: Net, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Classify ``images``, uint8 (N, 28, 28), by ``model``, in evaluation mode, on the CPU.
 
-    Returns its answers, int64 (N,), and the probability that it gives each, float64 (N,) in (0, 1].
+    Returns the predictions, int64 (N,), and the confidence of each, its probability, float64 (N,) in (0, 1].
     """
-    log_probs = torch.cat([model(normalise(batch)) for batch in torch.split(images.unsqueeze(1), 1000)])
-    sure, said = log_probs.double().max(dim=1)
-    return said, sure.exp()
+    batches = torch.split(images.unsqueeze(1), EVALUATION_BATCH)
+    log_probs = torch.cat([model(normalize(batch)) for batch in batches]).double()
+    confidence, predictions = log_probs.max(dim=1)
+    return predictions, confidence.exp()
 
 
-def confusion_matrix(labels: Tensor, said: Tensor) -> Tensor:
-    """Count images by label (row) and answer (column): both int64 (N,) in 0 to 9, to int64 (10, 10)."""
-    return torch.bincount(10 * labels + said, minlength=100).view(10, 10)
+def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
+    """Count images by label (row) and prediction (column): both int64 (N,) in 0 to 9, to int64 (10, 10)."""
+    return torch.bincount(10 * labels + predictions, minlength=100).view(10, 10)
 
 
-def wrong_images(labels: Tensor, said: Tensor, sure: Tensor) -> Tensor:
-    """Return the indices where ``said`` isn't ``labels``, int64, from the surest answer to the least sure."""
-    wrong = (said != labels).nonzero().flatten()
-    return wrong[sure[wrong].argsort(descending=True, stable=True)]
+def mistakes(labels: Tensor, predictions: Tensor, confidence: Tensor) -> Tensor:
+    """Return the indices of the wrong ``predictions``, int64, by descending ``confidence``."""
+    wrong = (predictions != labels).nonzero().flatten()
+    return wrong[confidence[wrong].argsort(descending=True, stable=True)]
 
 
-def wilson(right: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Bound the rate behind ``right`` of ``total``, of one shape, with 95 % confidence; NaN where total is 0.
+def wilson(correct: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Bound the rate behind ``correct`` of ``total`` with 95% confidence; NaN where ``total`` is 0.
 
     Returns the ends of the score interval, in [0, 1]: Wilson, "Probable inference, the law of succession,
     and statistical inference", Journal of the American Statistical Association 22 (1927).
     """
-    right, total, z2 = right.double(), total.double(), 1.959964**2
-    middle = (right + z2 / 2) / (total + z2)
-    half = (z2 * (right * (total - right) / total + z2 / 4)).sqrt() / (total + z2)
+    correct, total, z2 = correct.double(), total.double(), 1.959964**2
+    middle = (correct + z2 / 2) / (total + z2)
+    half = (z2 * (correct * (total - correct) / total + z2 / 4)).sqrt() / (total + z2)
     return middle - half, middle + half
 
 
-def calibration(sure: Tensor, right: Tensor, bins: int = 15) -> tuple[float, Tensor, Tensor, Tensor]:
-    """Compare how sure a network is with how often it is right, in bins of equal width.
+def calibration(confidence: Tensor, correct: Tensor, bins: int = 15) -> Calibration:
+    """Compare ``confidence``, float64 (N,) in (0, 1], with which predictions are ``correct``, bool (N,).
 
-    ``sure`` is float64 (N,) in (0, 1], ``right`` bool (N,); bin m of M holds ((m - 1) / M, m / M].
-    Returns the expected calibration error, in [0, 1]: the gap between mean ``sure`` and the share of right
-    answers, averaged over the images' bins. And of each bin, (bins,): its images and those answered right,
-    both int64, and its mean ``sure``, float64, NaN in an empty bin.
-    Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks" (ICML 2017), section 2.
+    Bin m of M holds ((m - 1) / M, m / M]. Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
+    Networks" (ICML 2017), section 2.
     """
-    index = torch.bucketize(sure, torch.arange(1, bins, dtype=torch.float64) / bins)
-    count, hits = torch.bincount(index, minlength=bins), torch.bincount(index[right], minlength=bins)
-    total = torch.bincount(index, sure, minlength=bins)
-    return float((hits - total).abs().sum() / len(sure)), count, hits, total / count
+    index = torch.bucketize(confidence, torch.arange(1, bins, dtype=torch.float64) / bins)
+    total, hits = torch.bincount(index, minlength=bins), torch.bincount(index[correct], minlength=bins)
+    summed = torch.bincount(index, confidence, minlength=bins)
+    error = float((hits - summed).abs().sum() / len(confidence))
+    return Calibration(error, total, hits, summed / total)

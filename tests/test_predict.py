@@ -1,96 +1,105 @@
+"""The command python -m predict: its predictions, and one line for each thing that can't be used."""
+
 import csv
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torchvision import transforms
 
-import predict
+import predict.__main__ as command
+from checkpoint import load_trained, newest_trained
+from config import UserError
 from model import Net
 from utils import load_mnist
 
-ROOT = Path(__file__).parent.parent
-DATA = sorted(str(path) for path in (ROOT / "tests" / "data").iterdir())
-SEVEN = str(ROOT / "tests" / "data" / "7-crossed-palette.png")
-THREE = str(ROOT / "tests" / "data" / "3-small.png")
-with open(ROOT / "weights" / "metrics.csv") as metrics:
-    BEST = max(float(row["test_accuracy"]) for row in csv.DictReader(metrics))
+ROOT = Path(__file__).parents[1]
+WEIGHTS = str(ROOT / "weights" / "best.pt")
+DRAWN = sorted(str(path) for path in (ROOT / "tests" / "data").iterdir())
+SEVEN, THREE = (str(ROOT / "tests" / "data" / name) for name in ("7-crossed-palette.png", "3-small.png"))
 Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def no_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)  # no runs/ here: the weights are the project's own
 
 
-def call(*flags: str) -> int:
-    return predict.main(predict.parse_args(flags))
-
-
-def shell(command: str) -> "subprocess.CompletedProcess[str]":
-    """Run ``command``, in which predict stands for ``python predict.py``."""
-    command = command.replace("predict ", f'"{sys.executable}" "{ROOT / "predict.py"}" ')
-    return subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+def run(*flags: str, **options: object) -> "subprocess.CompletedProcess[str]":
+    """Run ``python -m predict`` with ``flags``, as a user does."""
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        [sys.executable, "-m", "predict", *flags],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,  # type: ignore[call-overload]
+    )
+    return done
 
 
 def test_drawn_digits(capsys: Capture) -> None:
-    assert call("--json", *DATA) == 0
-    answers = json.loads(capsys.readouterr().out)
-    assert [answer["file"] for answer in answers] == DATA
-    labels = [int(Path(name).name[0]) for name in DATA]
+    assert command.main(DRAWN, None, as_json=True) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["file"] for entry in found] == DRAWN
+    labels = [int(Path(name).name[0]) for name in DRAWN]
     assert sorted(labels) == sorted(2 * list(range(10)))
-    right = [answer["digit"] == label for answer, label in zip(answers, labels, strict=True)]
-    assert sum(right) >= 18, [name for name, good in zip(DATA, right, strict=True) if not good]
+    assert sum(entry["prediction"] == label for entry, label in zip(found, labels, strict=True)) >= 18
 
 
-def test_lines(capsys: Capture) -> None:
-    assert call(SEVEN, THREE) == 0
+def test_weights_and_their_accuracy_come_first_on_stderr(capsys: Capture) -> None:
+    assert command.main([SEVEN, THREE], None, as_json=False) == 0
     out, err = capsys.readouterr()
-    assert err.startswith("weights: ") and err.endswith(f"best.pt ({BEST:.2f}% in its run)\n")
-    first, second = out.splitlines()
-    assert first.startswith(f"{SEVEN}: 7 (")
-    assert second.startswith(f"{THREE}: 3 (")
+    assert err == f"Weights: {newest_trained()}\n"
+    with open(ROOT / "weights" / "metrics.csv") as file:
+        best = max(float(row["eval_accuracy"]) for row in csv.DictReader(file))
+    assert err.endswith(f": {best:.2f}% on the test set)\n")
+    seven, three = out.splitlines()
+    assert seven.startswith(f"{SEVEN}: 7 (")
+    assert three.startswith(f"{THREE}: 3 (")
 
 
-def test_probabilities_are_the_networks(capsys: Capture, tmp_path: Path) -> None:
-    image = load_mnist(str(ROOT / "data"), train=False)[0][0]
-    seven = tmp_path / "seven.png"
-    Image.fromarray(image.numpy()).save(seven)
-    assert call("--json", "--weights", str(ROOT / "weights" / "best.pt"), str(seven)) == 0
-    (answer,) = json.loads(capsys.readouterr().out)
-    assert (answer["file"], answer["digit"]) == (str(seven), 7)
-    assert 0.9 < answer["probability"] <= 1
-    assert answer["runner_up"] in set(range(10)) - {7}
-    assert 0 <= answer["runner_up_probability"] <= 1 - answer["probability"] + 1e-6
+def test_confidence_is_the_softmax(capsys: Capture, tmp_path: Path) -> None:
+    Image.fromarray(load_mnist(train=False)[0][0].numpy()).save(tmp_path / "seven.png")
+    assert command.main(["seven.png"], WEIGHTS, as_json=True) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    net = load_trained(Path(WEIGHTS)).model
+    logits: list[torch.Tensor] = []
+    net.gap.register_forward_hook(lambda module, inputs, output: logits.append(output.flatten()))
+    prepared = command.read_image("seven.png")
+    assert prepared is not None
+    tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    with torch.no_grad():
+        net(tensor(prepared.numpy()).unsqueeze(0))
+    expected = sorted(enumerate(F.softmax(logits[0], dim=0).tolist()), key=lambda pair: -pair[1])[:2]
+    assert list(found) == ["file", "prediction", "confidence", "runner_up", "runner_up_confidence"]
+    assert (found["prediction"], found["runner_up"]) == (expected[0][0], expected[1][0])
+    assert found["prediction"] == 7
+    assert found["confidence"] == pytest.approx(expected[0][1], rel=1e-4)
+    assert found["runner_up_confidence"] == pytest.approx(expected[1][1], rel=1e-3)
 
 
-def test_several_files_are_one_batch(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_files_are_predicted_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
     forward = Net.forward
 
     def counted(net: Net, x: torch.Tensor) -> torch.Tensor:
-        sizes.append(tuple(x.shape))
+        sizes.append(len(x))
         return forward(net, x)
 
     monkeypatch.setattr(Net, "forward", counted)
-    assert call(SEVEN, THREE, SEVEN) == 0
-    assert sizes == [(3, 1, 28, 28)]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == lines[2] != lines[1]
-
-
-def test_newest_run_is_the_default(tmp_path: Path, capsys: Capture) -> None:
-    run = tmp_path / "runs" / "one"
-    run.mkdir(parents=True)
-    (run / "best.pt").write_bytes((ROOT / "weights" / "best.pt").read_bytes())
-    assert call(SEVEN) == 0
-    assert capsys.readouterr().err == (
-        f"weights: {Path('runs', 'one', 'best.pt')} ({BEST:.2f}% in its run)\n"
-    )
+    names = [str(i) for i in range(260)]
+    found = command.predict(Net().eval(), names, torch.zeros(260, 28, 28, dtype=torch.uint8))
+    assert [entry.file for entry in found] == names
+    assert sum(sizes) == 260
+    assert max(sizes) == 250  # so that many files need no more memory than these
 
 
 def test_bad_files_do_not_stop_the_good(tmp_path: Path, capsys: Capture) -> None:
@@ -100,76 +109,79 @@ def test_bad_files_do_not_stop_the_good(tmp_path: Path, capsys: Capture) -> None
     (tmp_path / "folder").mkdir()
     (tmp_path / "line\nbreak.png").touch()
     bad = ["blank.png", "text.png", "missing.png", "cut.png", "folder", "line\nbreak.png"]
-    assert call(bad[0], SEVEN, *bad[1:], THREE) == 1
+    assert command.main([bad[0], SEVEN, *bad[1:], THREE], WEIGHTS, as_json=False) == 1
     out, err = capsys.readouterr()
     assert [line.split(": ")[1][0] for line in out.splitlines()] == ["7", "3"]
     reasons = ["blank", "not a picture", "No such file", "damaged", "directory", "not a picture"]
     lines = err.splitlines()[1:]
     assert len(lines) == len(bad)
     for line, name, reason in zip(lines, bad, reasons, strict=True):
-        shown = name if name.isprintable() else ascii(name)
-        assert line.startswith(f"predict.py: error: {shown}: ")
+        assert line.startswith(f"predict: error: {name if name.isprintable() else ascii(name)}: ")
         assert reason in line
 
 
 def test_nothing_but_bad_files(capsys: Capture) -> None:
-    assert call("missing.png") == 1
+    assert command.main(["missing.png"], None, as_json=False) == 1
     assert capsys.readouterr().out == ""
-    assert call("--json", "missing.png") == 1
+    assert command.main(["missing.png"], None, as_json=True) == 1
     assert json.loads(capsys.readouterr().out) == []
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no weights\n", b"PK\x03\x04"])
-def test_bad_weights(content: bytes | None, tmp_path: Path, capsys: Capture) -> None:
-    weights = tmp_path / "weights.pt"
-    if content is not None:
-        weights.write_bytes(content)
-    assert call("--weights", str(weights), SEVEN) == 1
+def test_weights_that_cannot_be_used(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "text.pt").write_text("no weights\n")
+    with pytest.raises(UserError, match=r"text\.pt is damaged"):
+        command.main([SEVEN], "text.pt", as_json=False)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.filterwarnings("ignore:'predict.__main__' found in sys.modules")
+def test_the_whole_command_on_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict", "-", "missing.png", "--weights", WEIGHTS, "--json"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # to be put back
+    handler, stdin = signal.getsignal(signal.SIGTERM), os.dup(0)
+    try:
+        with open(THREE, "rb") as file:
+            os.dup2(file.fileno(), 0)
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module("predict", run_name="__main__")
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+        signal.signal(signal.SIGTERM, handler)
+    assert end.value.code == 1
     out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"predict.py: error: {weights} ")
-    assert err.count("\n") == 1
+    assert [(entry["file"], entry["prediction"]) for entry in json.loads(out)] == [("-", 3)]
+    weights, missing = err.splitlines()
+    assert weights.startswith(f"Weights: {WEIGHTS} (epoch ")
+    assert missing == "predict: error: missing.png: No such file or directory"
 
 
-def test_weights_of_another_network(tmp_path: Path, capsys: Capture) -> None:
-    torch.save({"model": {"layer": torch.zeros(3)}}, tmp_path / "other.pt")
-    assert call("--weights", "other.pt", SEVEN) == 1
-    assert "another network" in capsys.readouterr().err
+@pytest.mark.parametrize("flags", [["--help"], [], ["--js", SEVEN], ["--weights"]])
+def test_the_command_line_is_read_before_torch_is_imported(flags: list[str]) -> None:
+    code = f"import runpy, sys; sys.argv[1:] = {flags}; sys.modules['torch'] = None; "
+    code += "runpy.run_module('predict', run_name='__main__', alter_sys=True)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    if flags == ["--help"]:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "--weights" in done.stdout
+    else:
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("predict: error: ")
+        assert done.stderr.count("\n") == 1
 
 
-def test_arguments(capsys: Capture) -> None:
-    for flags in [[], ["--js", SEVEN], ["--weights"]]:
-        with pytest.raises(SystemExit) as caught:
-            predict.parse_args(flags)
-        assert caught.value.code == 2
-        assert "predict.py: error: " in capsys.readouterr().err
-
-
-def test_standard_input() -> None:
-    piped = shell(f'cat "{THREE}" | predict -')
-    assert (piped.returncode, piped.stdout[:4]) == (0, "-: 3")
-    closed = shell(f'predict - "{THREE}" <&-')
-    assert closed.returncode == 1
-    assert closed.stdout.startswith(f"{THREE}: 3")
-    assert closed.stderr.splitlines()[1].startswith("predict.py: error: -: ")
-    assert closed.stderr.count("\n") == 2
-
-
-def test_full_disk_is_one_line() -> None:
+@pytest.mark.slow
+def test_closed_input_full_disk_and_missing_weights_are_one_line_each() -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full here")
-    done = shell(f'predict "{SEVEN}" >/dev/full')
+    with open("/dev/full", "w") as full:
+        done = run(SEVEN, stdout=full)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[1:] == ["predict.py: error: standard output: No space left on device"]
-
-
-def test_help_does_not_wait_for_torch() -> None:
-    code = (
-        "import runpy, sys\n"
-        "sys.argv = ['predict.py', '--help']\n"
-        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end:\n    sys.exit(end.code or 'torch' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "--weights" in done.stdout
+    assert [line[:16] for line in done.stderr.splitlines()[1:]] == ["predict: error: "]
+    done = run("-", THREE, stdin=None, stdout=subprocess.PIPE, preexec_fn=lambda: os.close(0))
+    assert done.returncode == 1
+    assert done.stdout.startswith(f"{THREE}: 3")
+    assert [line[:18] for line in done.stderr.splitlines()[1:]] == ["predict: error: -:"]
+    done = run("--weights", "missing.pt", SEVEN, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "predict: error: missing.pt: No such file or directory\n"

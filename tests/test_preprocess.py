@@ -1,3 +1,5 @@
+"""Any picture of a digit becomes one of MNIST's; what holds no digit is refused with a reason."""
+
 import io
 import struct
 import zlib
@@ -14,23 +16,29 @@ from numpy.typing import NDArray
 from pictures import Floats, PictureError, centre, prepare, read, resampling
 from PIL import Image
 
-from checkpoint import load_net
+from checkpoint import load_trained
 from model import Net
+<<<<<<< HEAD
+=======
+from predict.preprocess import Floats, PictureError, centre, preprocess, preprocess_file, resampling
+>>>>>>> predict
 from utils import MEAN, STD, load_mnist
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 Bytes = NDArray[np.uint8]
+Color = tuple[int, int, int]
 Set = tuple[Bytes, Bytes]
 
 
 @pytest.fixture(scope="module")
 def net() -> Net:
-    return load_net(ROOT / "weights" / "best.pt")[0]
+    return load_trained(ROOT / "weights" / "best.pt").model
 
 
 @pytest.fixture(scope="module")
 def test_set() -> Set:
-    images, labels = load_mnist(str(ROOT / "data"), train=False)
+    images, labels = load_mnist(train=False)
     return images.numpy(), labels.numpy()
 
 
@@ -42,73 +50,57 @@ def ten(test_set: Set) -> Bytes:
 
 
 @torch.inference_mode()
-def answers(net: Net, digits: list[Bytes]) -> list[int]:
+def predictions(net: Net, digits: list[Bytes]) -> list[int]:
     images = torch.from_numpy(np.stack(digits)).unsqueeze(1) / 255
-    answers: list[int] = net((images - MEAN) / STD).argmax(dim=1).tolist()
-    return answers
+    found: list[int] = net((images - MEAN) / STD).argmax(dim=1).tolist()
+    return found
 
 
-def enlarged(digit: Bytes, side: int = 168) -> Floats:
+def enlarged(digit: Bytes, side: int = 112) -> Floats:
     """Return ``digit`` as the share of ink, (side, side) in [0, 1]."""
     image = Image.fromarray(digit).resize((side, side), Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.float64) / 255
 
 
-def painted(ink: Floats, colour: tuple[int, int, int], paper: tuple[int, int, int]) -> Image.Image:
-    rgb = np.array(paper) + ink[:, :, None] * (np.array(colour) - np.array(paper))
+def painted(ink: Floats, color: Color = BLACK, paper: Color = WHITE) -> Image.Image:
+    rgb = np.array(paper) + ink[:, :, None] * (np.array(color) - np.array(paper))
     return Image.fromarray((rgb + 0.5).astype(np.uint8))
 
 
 def black_on_white(digit: Bytes, mode: str) -> Image.Image:
     """Return ``digit`` enlarged, black on white, in ``mode``."""
     grey = 1 - enlarged(digit)
-    if mode == "I;16":
-        return Image.fromarray((grey * 65535).astype(np.uint16))
     if mode == "I;16B":
-        size = (grey.shape[1], grey.shape[0])
-        return Image.frombytes(mode, size, (grey * 65535).astype(">u2").tobytes())
+        return Image.frombytes(mode, (grey.shape[1], grey.shape[0]), (grey * 65535).astype(">u2").tobytes())
     if mode in ("I", "F"):
         return Image.fromarray((grey * 60000).astype(np.int32 if mode == "I" else np.float32))
-    if mode in ("HSV", "LAB", "YCbCr", "CMYK", "RGBa"):
-        first = "RGBA" if mode == "RGBa" else "RGB"
-        if mode == "LAB":
-            flat = np.full_like(grey, 128)  # a and b of grey, as Pillow stores them
-            lab = np.stack([grey * 255, flat, flat], axis=2).astype(np.uint8)
-            return Image.frombytes("LAB", (grey.shape[1], grey.shape[0]), lab.tobytes())
-        return Image.fromarray((grey * 255).astype(np.uint8)).convert(first).convert(mode)
-    return Image.fromarray((grey * 255).astype(np.uint8)).convert(mode)
+    return Image.fromarray((grey * 255).astype(np.uint8)).convert("RGB").convert(mode)
 
 
-MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "LAB", "I;16", "I;16B", "I", "F"]
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode(mode: str, net: Net, ten: Bytes) -> None:
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "HSV", "I;16B", "I", "F"])
+def test_modes(mode: str, net: Net, ten: Bytes) -> None:
     pictures = [black_on_white(digit, mode) for digit in ten]
     assert {picture.mode for picture in pictures} == {mode}
-    assert answers(net, [prepare(picture) for picture in pictures]) == list(range(10))
+    assert predictions(net, [preprocess(picture) for picture in pictures]) == list(range(10))
 
 
 def test_sixteen_bits_are_read_as_eight() -> None:
     values = np.random.default_rng(1).integers(0, 256, (40, 50), dtype=np.uint8)
     eight, sixteen = Image.fromarray(values), Image.fromarray(values.astype(np.uint16) * 257)
     assert sixteen.mode == "I;16"
-    assert np.array_equal(prepare(eight), prepare(sixteen))
+    assert np.array_equal(preprocess(eight), preprocess(sixteen))
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 30, 30), (120, 120, 120)])
-@pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 255, 255)])
-def test_transparent_ground(
-    colour: tuple[int, int, int], hidden: tuple[int, int, int], net: Net, ten: Bytes
-) -> None:
+@pytest.mark.parametrize(("color", "hidden"), [(BLACK, BLACK), (WHITE, WHITE), ((120, 120, 120), BLACK)])
+def test_transparent_background(color: Color, hidden: Color, net: Net, ten: Bytes) -> None:
     pictures = []
     for digit in ten:
         ink = enlarged(digit)
         rgba = np.empty((*ink.shape, 4), dtype=np.uint8)
-        rgba[:, :, :3] = np.where(ink[:, :, None] > 0, colour, hidden)
+        rgba[:, :, :3] = np.where(ink[:, :, None] > 0, color, hidden)
         rgba[:, :, 3] = np.round(255 * ink)
         pictures.append(Image.fromarray(rgba))
-    assert answers(net, [prepare(picture) for picture in pictures]) == list(range(10))
+    assert predictions(net, [preprocess(picture) for picture in pictures]) == list(range(10))
 
 
 def test_palette_with_transparency(net: Net, ten: Bytes) -> None:
@@ -119,78 +111,52 @@ def test_palette_with_transparency(net: Net, ten: Bytes) -> None:
         file = io.BytesIO()
         picture.save(file, "PNG", transparency=0)
         assert Image.open(file).mode == "P"
-        digits.append(read(file))
-    assert answers(net, digits) == list(range(10))
+        digits.append(preprocess_file(file))
+    assert predictions(net, digits) == list(range(10))
 
 
-COLOURS = [((255, 255, 0), (0, 0, 200)), ((220, 0, 0), (0, 130, 0)), ((90, 90, 90), (140, 140, 140))]
-
-
-@pytest.mark.parametrize(("colour", "paper"), COLOURS)
-def test_colours_either_way(
-    colour: tuple[int, int, int], paper: tuple[int, int, int], net: Net, ten: Bytes
-) -> None:
-    for pair in [(colour, paper), (paper, colour)]:
-        digits = [prepare(painted(enlarged(digit), *pair)) for digit in ten]
-        assert answers(net, digits) == list(range(10))
+@pytest.mark.parametrize("pair", [((255, 255, 0), (0, 0, 200)), ((90, 90, 90), (140, 140, 140))])
+def test_colors_either_way(pair: tuple[Color, Color], net: Net, ten: Bytes) -> None:
+    for color, paper in (pair, pair[::-1]):
+        digits = [preprocess(painted(enlarged(digit), color, paper)) for digit in ten]
+        assert predictions(net, digits) == list(range(10))
 
 
 def test_inverting_changes_nothing(test_set: Set) -> None:
     for digit in test_set[0][:50]:
-        light, dark = prepare(Image.fromarray(digit)), prepare(Image.fromarray(255 - digit))
+        light, dark = preprocess(Image.fromarray(digit)), preprocess(Image.fromarray(255 - digit))
         assert np.abs(light.astype(int) - dark).max() <= 1
 
 
-@pytest.mark.parametrize("where", [(0, 0), (0, 432), (432, 0), (432, 432), (100, 300)])
-def test_place_changes_nothing(where: tuple[int, int], ten: Bytes) -> None:
-    top, left = where
+@pytest.mark.parametrize(("top", "left"), [(0, 88), (57, 80)])
+def test_place_changes_nothing(top: int, left: int, ten: Bytes) -> None:
     for digit in ten:
-        frame = np.zeros((600, 600))
-        frame[top : top + 168, left : left + 168] = enlarged(digit)
-        placed, alone = (painted(ink, (0, 0, 0), (255, 255, 255)) for ink in (frame, enlarged(digit)))
-        assert np.array_equal(prepare(placed), prepare(alone))
+        frame = np.zeros((200, 200))
+        frame[top : top + 112, left : left + 112] = enlarged(digit)
+        assert np.array_equal(preprocess(painted(frame)), preprocess(painted(enlarged(digit))))
 
 
-@pytest.mark.parametrize("side", [20, 28, 56, 400])
-def test_every_size(side: int, net: Net, ten: Bytes) -> None:
-    pictures = [painted(enlarged(digit, side), (0, 0, 0), (255, 255, 255)) for digit in ten]
-    assert answers(net, [prepare(picture) for picture in pictures]) == list(range(10))
+@pytest.mark.parametrize("side", [20, 56, 1100])
+def test_sizes(side: int, net: Net, ten: Bytes) -> None:
+    some = ten[7:8] if side > 1000 else ten
+    digits = [preprocess(painted(enlarged(digit, side))) for digit in some]
+    assert predictions(net, digits) == ([7] if side > 1000 else list(range(10)))
 
 
-def test_large_picture(net: Net, ten: Bytes) -> None:
-    picture = Image.fromarray(255 - ten[7]).resize((4000, 3000), Image.Resampling.BICUBIC)
-    assert answers(net, [prepare(picture)]) == [7]
-
-
-T = Image.Transpose
-STORED = {  # how a camera stores what is to be seen upright, by the EXIF standard's orientation
-    1: None,
-    2: T.FLIP_LEFT_RIGHT,
-    3: T.ROTATE_180,
-    4: T.FLIP_TOP_BOTTOM,
-    5: T.TRANSPOSE,
-    6: T.ROTATE_90,
-    7: T.TRANSVERSE,
-    8: T.ROTATE_270,
-}
-
-
-@pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation(orientation: int, ten: Bytes) -> None:
+def test_exif_orientation(ten: Bytes) -> None:
     upright = Image.fromarray(255 - ten[7])
-    turn = STORED[orientation]
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[0x0112] = 6  # to be turned by 90° clockwise for viewing, by the EXIF standard
     file = io.BytesIO()
-    (upright.transpose(turn) if turn is not None else upright).save(file, "PNG", exif=exif)
-    assert np.array_equal(read(file), prepare(upright))
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    assert np.array_equal(preprocess_file(file), preprocess(upright))
 
 
 def test_digits_of_mnist_stay_what_they_are(net: Net, test_set: Set) -> None:
-    images, labels = test_set[0][::10], test_set[1][::10]  # 1,000
-    prepared = [prepare(Image.fromarray(image)) for image in images]
-    before = np.mean(answers(net, list(images)) == labels)
-    after = np.mean(answers(net, prepared) == labels)
+    images, labels = test_set[0][::40], test_set[1][::40]  # 250
+    prepared = [preprocess(Image.fromarray(image)) for image in images]
+    before = np.mean(predictions(net, list(images)) == labels)
+    after = np.mean(predictions(net, prepared) == labels)
     assert after > before - 0.01
     centres = np.array([centre_of_mass(digit) for digit in prepared])
     centred = np.abs(centres - 14).max(axis=1) < 0.51  # as in MNIST itself, and 0.01 for rounding to uint8
@@ -198,9 +164,8 @@ def test_digits_of_mnist_stay_what_they_are(net: Net, test_set: Set) -> None:
 
 
 def centre_of_mass(image: NDArray[np.generic]) -> Floats:
-    weights = torch.as_tensor(np.asarray(image, dtype=np.float64))
-    y, x = torch.meshgrid(torch.arange(28), torch.arange(28), indexing="ij")
-    return np.array([((weights * axis).sum() / weights.sum()).item() for axis in (y, x)])
+    weights = np.asarray(image, dtype=np.float64)
+    return np.array([(weights * axis).sum() / weights.sum() for axis in np.mgrid[:28, :28]])
 
 
 inks = npst.arrays(
@@ -211,7 +176,7 @@ inks = npst.arrays(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(inks)
 def test_every_digit_is_20_long_and_centred(ink: Floats) -> None:
     if ink.max() < 0.1:
@@ -227,14 +192,14 @@ def test_every_digit_is_20_long_and_centred(ink: Floats) -> None:
         assert abs(middle - 14) <= 0.5 + 1e-9 or used[0] == 0 or used[-1] == 27
 
 
-def test_longer_side_is_20_pixels() -> None:
-    for height, width in [(20, 20), (80, 37), (9, 90), (1, 90), (5, 2)]:
-        ink = np.zeros((100, 100))
-        ink[3 : 3 + height, 5 : 5 + width] = 1
-        digit = centre(ink)
-        scale = 20 / max(height, width)
-        assert digit.any(axis=1).sum() == max(1, int(height * scale + 0.5))
-        assert digit.any(axis=0).sum() == max(1, int(width * scale + 0.5))
+@pytest.mark.parametrize(("height", "width"), [(20, 20), (80, 37), (1, 90), (5, 2)])
+def test_longer_side_is_20_pixels(height: int, width: int) -> None:
+    ink = np.zeros((100, 100))
+    ink[3 : 3 + height, 5 : 5 + width] = 1
+    digit = centre(ink)
+    scale = 20 / max(height, width)
+    assert digit.any(axis=1).sum() == max(1, int(height * scale + 0.5))
+    assert digit.any(axis=0).sum() == max(1, int(width * scale + 0.5))
 
 
 def test_specks_and_grain_do_not_widen_the_digit(net: Net, ten: Bytes) -> None:
@@ -242,22 +207,22 @@ def test_specks_and_grain_do_not_widen_the_digit(net: Net, ten: Bytes) -> None:
     digits = []
     for digit in ten:
         ink = np.zeros((300, 300))
-        ink[70:238, 60:228] = enlarged(digit)
+        ink[70:238, 60:228] = enlarged(digit, 168)
         shade = np.linspace(0, 0.3, 300)[:, None]
         ink = np.clip(0.9 * (1 - ink) - shade + rng.normal(0, 0.02, ink.shape), 0, 1)
         ink[5, 5] = ink[290, 280] = 0
-        digits.append(prepare(Image.fromarray((255 * ink).astype(np.uint8))))
-    assert answers(net, digits) == list(range(10))
+        digits.append(preprocess(Image.fromarray((255 * ink).astype(np.uint8))))
+    assert predictions(net, digits) == list(range(10))
 
 
-@pytest.mark.parametrize(("n", "m"), [(7, 3), (20, 19), (100, 20), (5, 1), (20, 20)])
+@pytest.mark.parametrize(("n", "m"), [(7, 3), (100, 20), (5, 1)])
 def test_shrinking_averages_areas(n: int, m: int) -> None:
     values = np.random.default_rng(3).random(n)
     expected = np.repeat(values, m).reshape(m, n).mean(axis=1)  # m copies of each, in m groups of n
     assert np.allclose(resampling(n, m) @ values, expected)
 
 
-@pytest.mark.parametrize(("n", "m"), [(1, 4), (3, 7), (5, 20), (19, 20), (20, 20)])
+@pytest.mark.parametrize(("n", "m"), [(1, 4), (3, 7), (20, 20)])
 def test_enlarging_is_linear(n: int, m: int) -> None:
     values = np.random.default_rng(4).random(n)
     expected = F.interpolate(torch.from_numpy(values)[None, None], size=m, mode="linear", align_corners=False)
@@ -270,13 +235,8 @@ def png_of(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 100))
-        + chunk(b"IEND", b"")
-    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
 def saved(picture: Image.Image, kind: str) -> bytes:
@@ -286,31 +246,29 @@ def saved(picture: Image.Image, kind: str) -> bytes:
 
 
 SAMPLE = painted(np.eye(40), (10, 20, 30), (250, 250, 250))
-BLANK = Image.new("RGB", (50, 40), (130, 130, 130))
 BAD = [
-    (saved(BLANK, "PNG"), "blank"),
+    (saved(Image.new("RGB", (50, 40), (130, 130, 130)), "PNG"), "blank"),
     (saved(Image.new("RGBA", (9, 9), (0, 0, 0, 0)), "PNG"), "blank"),
     (saved(Image.new("F", (9, 9), float("nan")), "TIFF"), "blank"),
     (saved(Image.new("L", (1, 1)), "PNG"), "blank"),
     (b"", "not a picture"),
     (b"seven\n", "not a picture"),
-    (saved(SAMPLE, "PNG")[:-60], "damaged"),
     (saved(SAMPLE, "JPEG")[:-200], "damaged"),
     (png_of(10_000, 10_000), "too large"),
     (png_of(2**31 - 1, 2**31 - 1), "too large"),
 ]
 
 
-@pytest.mark.parametrize(("content", "reason"), BAD)
+@pytest.mark.parametrize(("content", "reason"), BAD, ids=range(len(BAD)))
 def test_no_digit(content: bytes, reason: str) -> None:
     with pytest.raises(PictureError, match=reason) as caught:
-        read(io.BytesIO(content))
+        preprocess_file(io.BytesIO(content))
     assert "\n" not in str(caught.value)
 
 
-def outcome(content: bytes) -> None:
+def check_outcome(content: bytes) -> None:
     try:
-        digit = read(io.BytesIO(content))
+        digit = preprocess_file(io.BytesIO(content))
     except PictureError as error:
         assert str(error).isprintable()
     else:
@@ -319,22 +277,24 @@ def outcome(content: bytes) -> None:
         assert digit.max() == 255
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"\xff\xd8\xff", b"II*\0", b"P6 "]),
     st.binary(),
 )
 def test_any_bytes(start: bytes, content: bytes) -> None:
-    outcome(start + content)
+    check_outcome(start + content)
 
 
 KINDS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "PCX", "JPEG2000"]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(KINDS), st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4)), max_size=4))
 def test_damaged_files(kind: str, changes: list[tuple[int, bytes]]) -> None:
     content = bytearray(saved(SAMPLE.convert("P") if kind == "GIF" else SAMPLE, kind))
     for place, patch in changes:
         content[place : place + len(patch)] = patch
-    outcome(bytes(content))
+    check_outcome(bytes(content))
