@@ -251,7 +251,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on foreign formats, then refuses them
             checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except OSError:
+    except OSError:  # it says which file, and why
         raise
     except pickle.UnpicklingError:
         raise UserError(f"{path} is refused: damaged, or more than tensors and plain values") from None
@@ -294,8 +294,10 @@ def load_trained(path: Path) -> Trained:
         raise UserError(f"{path} is refused: its weights hold NaN or infinity")
     if bare:
         return Trained(path, model)
-    row = build(path, EpochMetrics, content.get("metrics"))
-    return Trained(path, model, row, build(path, Config, content.get("config")), content.get("versions", {}))
+    known = {"metrics": EpochMetrics, "config": Config}
+    values = {name: build(path, kind, content.get(name)) for name, kind in known.items()}
+    values |= {"path": path, "model": model, "versions": content.get("versions")}
+    return build(path, Trained, values)
 
 
 def newest_trained() -> Trained:
