@@ -14,7 +14,8 @@ from torch import Tensor
 
 import main
 from checkpoint import load_trained, locked
-from config import UsageError, UserError, parse_args
+from config import UsageError, UserError, parse_args, select_device
+from model import Net
 from train import train
 from utils import MEAN, STD
 
@@ -201,21 +202,21 @@ def test_a_run_never_writes_over_another(tmp_path: Path) -> None:
 
 
 def test_a_device_that_cannot_be_used_and_one_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main.select_device("cpu:0").type == "cpu"
+    assert select_device("cpu:0").type == "cpu"
     there = "mps" if not torch.backends.mps.is_available() else "cuda:99"
     for name in ("gpu", "cuda:x", "meta", "", there):
         with pytest.raises(UsageError, match=f"^argument --device: {name} can't be used") as caught:
-            main.select_device(name)
+            select_device(name)
         assert "\n" not in str(caught.value)
     # A GPU that NVML counts but the runtime can't use.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main.select_device("auto").type != "cuda"
+    assert select_device("auto").type != "cuda"
 
 
 def test_without_torchsummary(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "torchsummary", None)
-    main.print_summary(main.Net())
+    main.print_summary(Net())
     assert capsys.readouterr().out == (
         "Total parameters: 9,798\nTrainable parameters: 9,798\n"
         "No summary table: torchsummary is not installed (pip install torchsummary)\n"
