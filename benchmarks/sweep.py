@@ -72,7 +72,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Namespace, dict[Confi
 
 
 def combinations(grid: str) -> Iterator[tuple[str, ...]]:
-    """Return the flags of each combination in ``grid``, as in 'max_lr=0.1,0.2 nesterov=true,false'."""
+    """Return the flags of each combination in ``grid``, as in 'max_lr=0.1,0.2 interpolation=nearest,bilinear'."""
     axes: dict[str, list[str]] = {}
     for word in grid.split() or [""]:
         name, _, values = word.partition("=")

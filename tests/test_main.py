@@ -158,7 +158,7 @@ def test_what_contradicts_a_run_that_is_resumed_is_named(fake: list[float], tmp_
     fake += [90.0] * 9
     folder = tmp_path / "run"
     call(*SHORT, "--output-dir", str(folder))
-    for flags in (["--seed", "2"], ["--epochs", "9"], ["--no-nesterov"], ["--recipe", "original"]):
+    for flags in (["--seed", "2"], ["--epochs", "9"], ["--no-early-stopping"], ["--recipe", "original"]):
         name = re.escape(flags[0].replace("no-", ""))
         with pytest.raises(UsageError, match=f"argument {name}: the run has .*, not .*; leave it out"):
             call("--resume", str(folder), *flags)
@@ -252,7 +252,6 @@ def test_an_evaluation_that_is_no_number_is_not_saved(
     "flags",
     [
         ["--momentum", "0"],
-        ["--momentum", "0", "--nesterov"],
         ["--pct-start", "1"],
         ["--recipe", "original", "--pct-start", "1"],
         ["--recipe", "fast"],
