@@ -280,7 +280,7 @@ def test_deterministic_algorithms_change_nothing_on_a_cpu(
 
 def test_the_notebook_of_the_readme_runs() -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
-    assert code.count("\n") <= 12 and "for epoch in range(1, 20):" in code
+    assert code.count("\n") <= 13 and "for epoch in range(1, 20):" in code
     code = code.replace("range(1, 20)", "range(1, 3)")
     code = code.replace("train(model, device,", "train(model, device, limit_batches=2, train_loader=")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
