@@ -98,7 +98,7 @@ def test_running_average_by_hand(train_set: Set) -> None:
     assert averaged["bn1.num_batches_tracked"] == 12
 
 
-@pytest.mark.parametrize("batch", [0, 5, 31])
+@pytest.mark.parametrize("batch", [0, 31])
 def test_a_loss_that_is_not_finite_stops_at_once(train_set: Set, batch: int) -> None:
     model = Net()
     calls = 0
