@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def test_a_mistake_on_the_command_line_is_named(argv: list[str], message: str) -
 
 @pytest.mark.parametrize("argv", [["--help"], ["--epochs", "0"], ["--recipe"]])
 def test_help_and_mistakes_answer_before_torch_is_imported(argv: list[str], command: Command) -> None:
-    done = command(*argv, env={"PYTHONPROFILEIMPORTTIME": "1", "PATH": ""})
+    done = command(*argv, env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"})
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert "argparse" in done.stderr and "torch" not in done.stderr
     if argv == ["--help"]:

@@ -1,6 +1,7 @@
 import csv
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -147,7 +148,8 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
         patch.setattr(main, "train", stop)
         call(*flags, "--output-dir", str(folder))
-    assert str(caught.value) == f"saved up to epoch 1; to go on: python main.py --resume {folder}"
+    again = f"python main.py --resume {shlex.quote(str(folder))}"
+    assert str(caught.value) == f"saved up to epoch 1; to go on: {again}"
     call("--resume", str(folder))
     assert_same_run(folder, tmp_path / "whole")
     call("--resume", str(folder / "last.pt"))  # finished: nothing happens
@@ -196,7 +198,7 @@ def test_dry_run_keeps_nothing(command: Command, tmp_path: Path) -> None:
 
 def test_a_run_never_writes_over_another(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_text("mine")
-    with pytest.raises(UserError, match=f"--output-dir {tmp_path} is not empty"):
+    with pytest.raises(UserError, match=re.escape(f"--output-dir {tmp_path} is not empty")):
         call("--output-dir", str(tmp_path), "--epochs", "1")
     assert (tmp_path / "best.pt").read_text() == "mine"
 
