@@ -38,8 +38,7 @@ Seconds = dict[str, dict[str, list[float]]]
 
 def forever(loader: Any) -> Iterator[Any]:
     """Go through ``loader`` again and again."""
-    while True:
-        yield from loader
+    return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
 def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
@@ -52,15 +51,15 @@ def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
     from model import Net
     from utils import MEAN, SHA256, STD, read_archive
 
-    normalize = [transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))]
-    augment = transforms.Compose([transforms.RandomRotation((-7.0, 7.0), fill=(0,)), *normalize])
+    normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
+    augment = transforms.Compose([transforms.RandomRotation((-7.0, 7.0), fill=(0,)), normalize])
     options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
     with tempfile.TemporaryDirectory() as folder:  # torchvision reads the files once, here
         (raw := Path(folder, "MNIST", "raw")).mkdir(parents=True)
         for name in SHA256:
             (raw / name.removesuffix(".gz")).write_bytes(read_archive(name))
         train_set = datasets.MNIST(folder, train=True, transform=augment)
-        test_set = datasets.MNIST(folder, train=False, transform=transforms.Compose(normalize))
+        test_set = datasets.MNIST(folder, train=False, transform=normalize)
     train_batches = forever(DataLoader(train_set, BATCH, shuffle=True, **options))
     test_loader = DataLoader(Subset(test_set, range(images)), 1000, **options)
     model = Net().to(device)
@@ -145,12 +144,15 @@ def take_turns(commands: dict[str, list[str]], turns: int) -> tuple[Seconds, dic
     Returns the seconds by part and by command, a value a turn, and each command's peak memory in bytes.
     """
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    children: dict[str, Any] = {name: subprocess.Popen(command, text=True, **pipes) for name, command in commands.items()}
+    children: dict[str, Any] = {
+        name: subprocess.Popen(command, text=True, **pipes) for name, command in commands.items()
+    }
     seconds: Seconds = {part: {name: [] for name in commands} for part in PARTS}
     for turn in range(turns + 1):  # the first warms up
         for part, name in itertools.product(PARTS, list(commands)[:: 1 if turn % 2 else -1]):
             print(part, file=children[name].stdin, flush=True)
-            seconds[part][name][turn:] = [float(children[name].stdout.readline())]
+            taken = float(children[name].stdout.readline())
+            seconds[part][name] += [taken] if turn else []
     return seconds, {name: int(process.communicate()[0]) for name, process in children.items()}
 
 
@@ -168,8 +170,8 @@ def report(seconds: Seconds, rivals: list[str], batches: int) -> dict[str, Any]:
             f"{part:6s} conventional {theirs:7.2f} (workers: {rival[-1]}), ours {mine:6.2f} {unit}; "
             f"ratio {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         )
-        result[part] = {"unit": unit, "workers": int(rival[-1]), "conventional": theirs, "ours": mine}
-        result[part] |= {"ratio": ratio, "ratios": ratios}
+        named = {"workers": int(rival[-1]), "conventional": theirs, "ours": mine, "ratio": ratio}
+        result[part] = {"unit": unit, **named, "ratios": ratios}
     return result
 
 
@@ -181,9 +183,8 @@ def main(args: argparse.Namespace) -> None:
     args.batches = args.batches or (TRAIN_BATCHES if device.type == "cuda" else 20)
     if args.child:
         size = (args.batches, round(TEST_IMAGES * args.batches / TRAIN_BATCHES))  # the same share of both
-        parts = (
-            ours(device, *size) if args.child == "ours" else conventional(device, int(args.child[-1]), *size)
-        )
+        workers = args.child.removeprefix("conventional")
+        parts = ours(device, *size) if workers == "ours" else conventional(device, int(workers), *size)
         return serve(parts, device)
 
     from checkpoint import replace_file, versions

@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -60,14 +61,13 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Namespace, dict[Confi
     for name in sorted(options.given - {*SETTINGS, "device"}):
         parser.error(f"argument {flag(name)}: not for a sweep")
     args.device, args.output_dir = options.device, args.output_dir.resolve()
-    if args.grid is None:
-        return args, {replace(parse_settings(rest)[0], early_stopping=False): ""}
-    configs = {}
-    for flags in combinations(args.grid):
-        config = replace(parse_settings(["--holdout=10000", *rest, *flags])[0], early_stopping=False)
+    configs, prefix = {}, [] if args.grid is None else ["--holdout=10000"]
+    for flags in [()] if args.grid is None else combinations(args.grid):
+        config = replace(parse_settings([*prefix, *rest, *flags])[0], early_stopping=False)
         configs[config] = " ".join(flags)
-        if config.holdout == 0:
+        if prefix and config.holdout == 0:
             parser.error("argument --holdout: must be above 0, as a grid is compared on held-out images")
+    args.settings = shlex.join([*prefix, *rest])
     return args, configs
 
 
@@ -102,14 +102,7 @@ import torch
 from tqdm import tqdm
 
 import main as experiment
-from checkpoint import (
-    fcntl,  # type: ignore[attr-defined]  # None on Windows
-    load_progress,
-    load_trained,
-    locked,
-    replace_file,
-    versions,
-)
+from checkpoint import load_progress, load_trained, locked, replace_file, versions
 from test import test
 from utils import get_loaders
 
@@ -135,7 +128,9 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
     row = dict.fromkeys(COLUMNS, "") | {"seed": str(config.seed), "target": f"{args.target:g}"} | versions()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
-        if fcntl is not None:  # a worker of a sweep that was killed may still be ending
+        with contextlib.suppress(ImportError):  # on Windows; elsewhere, wait for a worker of a killed sweep
+            import fcntl
+
             fcntl.flock(log, fcntl.LOCK_EX)
         try:
             options = Options(resume=str(folder), device=args.device, given=frozenset(vars(config)))
@@ -316,7 +311,7 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
     where = {
         f"{row['device']}, torch {row['torch']}, accuracy on {row['split']}" for row in every if row["last"]
     }
-    print(f"{' and '.join(map(name_of, configs))}, seeds 1 to {args.seeds}; {' and '.join(sorted(where))}\n")
+    print(f"`{args.settings}`, seeds 1 to {args.seeds}; {' and '.join(sorted(where))}\n")
     if args.grid is not None:
         print(markdown(results, args.target))
     else:

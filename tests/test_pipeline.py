@@ -3,9 +3,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_pipelines_are_compared(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "pipeline.py"), "--turns", "2", "--batches", "1"]
     flags = ["--device", "cpu", "--output", str(tmp_path / "out.json")]
@@ -21,4 +24,8 @@ def test_pipelines_are_compared(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "pipeline.py"), "--turn", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("pipeline.py: error: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("pipeline.py: error: ")
+        and done.stderr.count("\n") == 1
+    )
