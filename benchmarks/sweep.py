@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
@@ -113,10 +114,10 @@ except ImportError as error:
     raise UserError(f"{error}: pip install matplotlib scipy") from None
 
 Row = dict[str, str]  # a run's line of its table; accuracies are in percent, those by epoch joined by spaces
-COLUMNS = [
-    *("seed", "split", "target", "epoch_reached", "seconds_to_target", "best", "last", "best_on_test"),
-    *("seconds", "device", "python", "torch", "torchvision", "machine", "accuracy_by_epoch", "error"),
-]
+COLUMNS = (
+    "seed split target epoch_reached seconds_to_target best last best_on_test seconds device python torch "
+    "torchvision machine accuracy_by_epoch error"
+).split()
 
 
 def train_run(folder: Path, config: Config, args: Namespace) -> Row:
@@ -161,25 +162,25 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
 def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row]]:
     """Train ``runs`` in workers of Ray; yield, each second, those that have ended. Raises ``UserError``."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    local = {"include_dashboard": False, "num_cpus": args.jobs, "object_store_memory": 100 << 20}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         import ray
 
         from benchmarks.sweep import train_run  # under the name by which a worker can import it
 
         if not args.address:
+            options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            options |= {"num_cpus": args.jobs, "object_store_memory": 100 << 20}
             with socket.create_server(("127.0.0.1", 0)) as server:  # where this fails, Ray tries for minutes
                 socket.create_connection(server.getsockname(), timeout=2).close()
-        where = {"address": args.address} if args.address else {"_node_ip_address": "127.0.0.1"} | local
         environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **where)
+        ray.init(args.address or "local", runtime_env=environment, **options)
         end_in_one_line("sweep.py")  # Ray has put its own handler of SIGTERM in its place
         gpu = args.device != "cpu" and "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
         # A worker or node that is lost is not the run's fault: the task goes on elsewhere, as often as needed.
-        lost = ray.remote(
-            max_retries=-1, retry_exceptions=False, max_calls=1, num_gpus=gpu / args.runs_per_gpu
-        )
-        pending = {lost(train_run).remote(folder, config, args): folder for folder, config in runs.items()}
+        again = {"max_retries": -1, "retry_exceptions": False, "num_gpus": gpu / args.runs_per_gpu}
+        task = ray.remote(max_calls=1)(train_run).options(**again)
+        pending = {task.remote(folder, config, args): folder for folder, config in runs.items()}
         while pending:
             done, _ = ray.wait(list(pending), timeout=1)
             yield {pending.pop(reference): ray.get(reference) for reference in done}
@@ -196,8 +197,7 @@ def progress_of(runs: dict[Path, Config], begin: float) -> tuple[int, str]:
             accuracies = [f"{float(row['eval_accuracy']):.2f} %" for row in csv.DictReader(file)]
             epochs += len(accuracies)
             if os.fstat(file.fileno()).st_mtime >= begin and len(accuracies) < config.epochs:
-                state = [folder.name, f"{len(accuracies)}/{config.epochs}", *accuracies[-1:]]
-                going.append(" ".join(state))
+                going.append(" ".join([folder.name, f"{len(accuracies)}/{config.epochs}", *accuracies[-1:]]))
     return epochs, ", ".join(going)
 
 
@@ -212,8 +212,12 @@ def carry_out(runs: dict[Path, Config], args: Namespace, tables: dict[Path, dict
             left = (time.time() - begin) / max(bar.n - before, 1) * (total - bar.n) / 60
             for folder, row in ended.items():
                 count += 1
-                tables[folder.parent][int(row["seed"])] = row
-                write_table(folder.parent, tables[folder.parent])
+                table = tables[folder.parent]
+                table[int(row["seed"])] = row
+                writer = csv.DictWriter(text := io.StringIO(), COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(table[seed] for seed in sorted(table))
+                replace_file(Path(f"{folder.parent}.csv"), text.getvalue().encode())
                 end = row["error"] or f"{row['last']} % at the end, best {row['best']} %"
                 done = f"{count} of {len(runs)} runs, {left:.0f} min left"
                 bar.write(f"{folder.parent.name} {folder.name}: {end} ({done})", file=out)
@@ -227,15 +231,6 @@ def read_table(folder: Path, target: float) -> dict[int, Row]:
     with contextlib.suppress(FileNotFoundError), open(f"{folder}.csv", newline="") as file:
         return {int(row["seed"]): row for row in csv.DictReader(file) if row.get("target") == f"{target:g}"}
     return {}
-
-
-def write_table(folder: Path, rows: dict[int, Row]) -> None:
-    """Write the rows of the runs in ``folder``, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[seed] for seed in sorted(rows))
-    replace_file(Path(f"{folder}.csv"), text.getvalue().encode())
 
 
 def numbers(rows: list[Row], column: str) -> list[float]:
@@ -285,9 +280,7 @@ def plot(rows: list[Row], target: float, path: Path) -> None:
     axes.plot(range(1, len(by_epoch) + 1), by_epoch, color="tab:blue", linewidth=0.7, alpha=0.5)
     axes.plot(range(1, len(by_epoch) + 1), [*map(median, by_epoch)], color="tab:blue", linewidth=3)
     axes.axhline(target, color="tab:orange")
-    axes.set(
-        title="seeds, and their median", xlabel="epoch", ylabel="accuracy, %", ylim=(target - 1, target + 0.3)
-    )
+    axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(target - 1, target + 0.3))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
@@ -308,16 +301,14 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
             raise type(stop)("the same command goes on from here") from None
     results = {configs[folders[folder]]: [tables[folder][seed] for seed in seeds] for folder in folders}
     every = list(itertools.chain(*results.values()))
-    where = {
-        f"{row['device']}, torch {row['torch']}, accuracy on {row['split']}" for row in every if row["last"]
-    }
+    where = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in every if row["last"]}
     print(f"`{args.settings}`, seeds 1 to {args.seeds}; {' and '.join(sorted(where))}\n")
     if args.grid is not None:
         print(markdown(results, args.target))
     else:
         for column in ("last", "best_on_test")[: 1 + any(row["best_on_test"] for row in every)]:
             found = figures(every, args.target, every, column)
-            print("\n".join(f"{name:34s}{text}" for name, text in found.items()), end="\n\n")
+            print(f"{column}:\n" + "\n".join(f"  {name:34s}{text}" for name, text in found.items()))
         plot(every, args.target, Path(f"{next(iter(folders))}.png"))
     failed = [f"seed {row['seed']}: {row['error']}" for row in every if row["error"]]
     if failed:

@@ -228,8 +228,10 @@ def test_a_node_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest
         nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
         driver = run_sweep(tmp_path / "sweep", *SHORT, "--seeds", "4", "--address", cluster.address)
         wait_for(lambda: len([count for count in epochs(tmp_path / "sweep") if count >= 2]) >= 2)
-        raylet = nodes[0].all_processes["raylet"][0].process
-        raylet.send_signal(signal.SIGKILL)
+        raylet = nodes[0].all_processes["raylet"][0].process.pid
+        workers = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+        for process in (raylet, *map(int, workers)):
+            os.kill(process, signal.SIGKILL)
         out, err = driver.communicate(timeout=500)
         assert driver.returncode == 0, out + err
     finally:
