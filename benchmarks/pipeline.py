@@ -2,18 +2,17 @@
 
     python benchmarks/pipeline.py
 
-Conventional is what most scripts do: torchvision's transforms on PIL images in a ``DataLoader``, eager
-steps, ``.item()`` at each. Each pipeline runs in a process of its own, and they take turns, slice by
-slice, so that what else the machine does falls on both; what counts is the ratio within a turn.
+Conventional is what most scripts do: torchvision's transforms on PIL images in a ``DataLoader``, ``.item()`` at
+each step. Each pipeline is a process, and they take turns: what counts is the ratio within a turn.
 """
 
 import argparse
 import contextlib
+import functools
 import io
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -32,13 +31,8 @@ from config import Parser, end_in_one_line, select_device
 BATCH = 128
 TRAIN_BATCHES, TEST_IMAGES = 469, 10_000  # in a whole epoch
 PARTS = ("data", "step", "epoch")
-Parts = dict[str, Callable[[], None]]
+Parts = dict[str, Callable[[], object]]
 Seconds = dict[str, dict[str, list[float]]]
-
-
-def forever(loader: Any) -> Iterator[Any]:
-    """Go through ``loader`` again and again."""
-    return itertools.chain.from_iterable(itertools.repeat(loader))
 
 
 def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
@@ -60,7 +54,8 @@ def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
             (raw / name.removesuffix(".gz")).write_bytes(read_archive(name))
         train_set = datasets.MNIST(folder, train=True, transform=augment)
         test_set = datasets.MNIST(folder, train=False, transform=normalize)
-    train_batches = forever(DataLoader(train_set, BATCH, shuffle=True, **options))
+    train_loader = DataLoader(train_set, BATCH, shuffle=True, **options)
+    train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
     test_loader = DataLoader(Subset(test_set, range(images)), 1000, **options)
     model = Net().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
@@ -102,7 +97,7 @@ def ours(device: Any, batches: int, images: int) -> Parts:
 
     train_loader, test_loader = get_loaders(device, batch_size=BATCH)
     test_loader.images, test_loader.labels = test_loader.images[:images], test_loader.labels[:images]
-    train_batches = forever(train_loader)
+    train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
     model = to_device(Net(), device)
     optimizer, _ = make_optimizer(model, total_steps=TRAIN_BATCHES)
     fixed: Any = [next(train_batches)] * batches
@@ -111,15 +106,13 @@ def ours(device: Any, batches: int, images: int) -> Parts:
         for _ in itertools.islice(train_batches, batches):
             pass
 
-    def step_part() -> None:
-        train(model, device, fixed, optimizer=optimizer, epoch=1)
-
     def epoch_part() -> None:
         train(model, device, train_loader, optimizer=optimizer, epoch=1, limit_batches=batches)
         with contextlib.redirect_stdout(io.StringIO()):
             test(model, device, test_loader)
 
-    return {"data": data_part, "step": step_part, "epoch": epoch_part}
+    step = functools.partial(train, model, device, fixed, optimizer=optimizer, epoch=1)
+    return {"data": data_part, "step": step, "epoch": epoch_part}
 
 
 def serve(parts: Parts, device: Any) -> None:
@@ -139,14 +132,9 @@ def serve(parts: Parts, device: Any) -> None:
 
 
 def take_turns(commands: dict[str, list[str]], turns: int) -> tuple[Seconds, dict[str, int]]:
-    """Start ``commands``, each a process that calls ``serve``, and let them do their parts in turns.
-
-    Returns the seconds by part and by command, a value a turn, and each command's peak memory in bytes.
-    """
+    """Let processes of ``commands`` do their parts in turns; return a value a turn, and their peak memory."""
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    children: dict[str, Any] = {
-        name: subprocess.Popen(command, text=True, **pipes) for name, command in commands.items()
-    }
+    children: dict[str, Any] = {n: subprocess.Popen(c, text=True, **pipes) for n, c in commands.items()}
     seconds: Seconds = {part: {name: [] for name in commands} for part in PARTS}
     for turn in range(turns + 1):  # the first warms up
         for part, name in itertools.product(PARTS, list(commands)[:: 1 if turn % 2 else -1]):
@@ -179,6 +167,8 @@ def main(args: argparse.Namespace) -> None:
     """Compare, or with --child be one of the pipelines."""
     import torch
 
+    from checkpoint import replace_file, versions
+
     device = select_device(args.device)
     args.batches = args.batches or (TRAIN_BATCHES if device.type == "cuda" else 20)
     if args.child:
@@ -186,15 +176,11 @@ def main(args: argparse.Namespace) -> None:
         workers = args.child.removeprefix("conventional")
         parts = ours(device, *size) if workers == "ours" else conventional(device, int(workers), *size)
         return serve(parts, device)
-
-    from checkpoint import replace_file, versions
-
     rivals = ["conventional1"] if device.type == "cuda" else ["conventional0", "conventional1"]
     command = [sys.executable, __file__, f"--device={args.device}", f"--batches={args.batches}"]
     commands = {name: [*command, f"--child={name}"] for name in [*rivals, "ours"]}
     seconds, peaks = take_turns(commands, args.turns)
-    cpu = f"{os.cpu_count()} cores, {platform.machine()}"
-    processor = torch.cuda.get_device_name() if device.type == "cuda" else cpu
+    processor = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
     where = versions() | {"processor": processor, "threads": torch.get_num_threads(), "turns": args.turns}
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     result = where | report(seconds, rivals, args.batches) | {"peak_host_bytes": peaks}

@@ -3,7 +3,7 @@
     python benchmarks/sweep.py --recipe default --seeds 10 --output-dir runs/proof
     python benchmarks/sweep.py --recipe fast --grid "max_lr=0.2,0.4 dropout=0,0.05" --output-dir runs/grid
 
-Every run goes to the end of its schedule, so that nobody chooses the accuracy there. See docs/sweep.md.
+Every run goes to the end of its schedule, so that nobody chooses the accuracy there: docs/sweep.md.
 """
 
 import contextlib
@@ -114,10 +114,10 @@ except ImportError as error:
     raise UserError(f"{error}: pip install matplotlib scipy") from None
 
 Row = dict[str, str]  # a run's line of its table; accuracies are in percent, those by epoch joined by spaces
-COLUMNS = (
-    "seed split target epoch_reached seconds_to_target best last best_on_test seconds device python torch "
-    "torchvision machine accuracy_by_epoch error"
-).split()
+COLUMNS = [
+    *("seed", "split", "target", "epoch_reached", "seconds_to_target", "best", "last", "best_on_test"),
+    *("seconds", "device", "python", "torch", "torchvision", "machine", "accuracy_by_epoch", "error"),
+]
 
 
 def train_run(folder: Path, config: Config, args: Namespace) -> Row:
@@ -177,7 +177,7 @@ def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row
         ray.init(args.address or "local", runtime_env=environment, **options)
         end_in_one_line("sweep.py")  # Ray has put its own handler of SIGTERM in its place
         gpu = args.device != "cpu" and "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
-        # A worker or node that is lost is not the run's fault: the task goes on elsewhere, as often as needed.
+        # A lost worker or node is not the run's fault: its task is done again elsewhere, as often as needed.
         again = {"max_retries": -1, "retry_exceptions": False, "num_gpus": gpu / args.runs_per_gpu}
         task = ray.remote(max_calls=1)(train_run).options(**again)
         pending = {task.remote(folder, config, args): folder for folder, config in runs.items()}
@@ -226,20 +226,13 @@ def carry_out(runs: dict[Path, Config], args: Namespace, tables: dict[Path, dict
             bar.set_postfix_str(going)
 
 
-def read_table(folder: Path, target: float) -> dict[int, Row]:
-    """Read the rows of the runs in ``folder``, by seed, but those that were made for another target."""
-    with contextlib.suppress(FileNotFoundError), open(f"{folder}.csv", newline="") as file:
-        return {int(row["seed"]): row for row in csv.DictReader(file) if row.get("target") == f"{target:g}"}
-    return {}
-
-
 def numbers(rows: list[Row], column: str) -> list[float]:
     """Return what ``column`` holds, or NaN alone where it holds nothing."""
     return [float(row[column]) for row in rows if row[column]] or [math.nan]
 
 
 def figures(rows: list[Row], target: float, first: list[Row], column: str = "last") -> dict[str, str]:
-    """Say what ``rows`` come to, and how far below ``first``. Runs that failed count as short of ``target``."""
+    """Say what ``rows`` come to, and how far below ``first``; runs that failed are short of ``target``."""
     values, top = numbers(rows, column), numbers(first, column)
     error, top_error = (stats.sem(those) if len(those) > 1 else math.nan for those in (values, top))
     half = stats.t.ppf(0.975, len(values) - 1) * error
@@ -290,8 +283,12 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     seeds = range(1, args.seeds + 1)
     folders = {args.output_dir / name_of(config): config for config in configs}
+    tables: dict[Path, dict[int, Row]] = {folder: {} for folder in folders}
     with locked(args.output_dir):
-        tables = {folder: read_table(folder, args.target) for folder in folders}
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError), open(f"{folder}.csv", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row.get("target") == f"{args.target:g}"]
+                tables[folder] = {int(row["seed"]): row for row in rows}
         missing = [(folder, seed) for seed in seeds for folder in folders if seed not in tables[folder]]
         runs = {folder / f"seed-{seed}": replace(folders[folder], seed=seed) for folder, seed in missing}
         try:
