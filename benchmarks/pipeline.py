@@ -2,8 +2,8 @@
 
     python benchmarks/pipeline.py
 
-Conventional is what most scripts do: torchvision's transforms on PIL images in a ``DataLoader``, ``.item()`` at
-each step. Each pipeline is a process, and they take turns: what counts is the ratio within a turn.
+Conventional is what most scripts do: torchvision's transforms on PIL images in a ``DataLoader``, ``.item()``
+at each step. Each pipeline is a process, and they take turns: what counts is the ratio within a turn.
 """
 
 import argparse

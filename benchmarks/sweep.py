@@ -161,18 +161,21 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
 
 def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row]]:
     """Train ``runs`` in workers of Ray; yield, each second, those that have ended. Raises ``UserError``."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         import ray
 
         from benchmarks.sweep import train_run  # under the name by which a worker can import it
 
+        with socket.create_server(
+            ("127.0.0.1", 0)
+        ) as server:  # where connecting fails, Ray tries for minutes
+            host, port = args.address.rsplit(":", 1) if args.address else server.getsockname()
+            socket.create_connection((host, int(port)), timeout=10).close()
         if not args.address:
             options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
             options |= {"num_cpus": args.jobs, "object_store_memory": 100 << 20}
-            with socket.create_server(("127.0.0.1", 0)) as server:  # where this fails, Ray tries for minutes
-                socket.create_connection(server.getsockname(), timeout=2).close()
         environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
         ray.init(args.address or "local", runtime_env=environment, **options)
         end_in_one_line("sweep.py")  # Ray has put its own handler of SIGTERM in its place

@@ -185,6 +185,13 @@ def test_without_ray_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytes
         sweep.main(*sweep.parse_args(["--output-dir", str(tmp_path)]))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
+def test_a_cluster_that_is_not_there(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match="--jobs 1"):
+        sweep.main(*sweep.parse_args(["--output-dir", str(tmp_path), "--address", address]))
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
     end = time.time() + seconds
     while not condition():
