@@ -161,7 +161,7 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
 
 def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row]]:
     """Train ``runs`` in workers of Ray; yield, each second, those that have ended. Raises ``UserError``."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         import ray
