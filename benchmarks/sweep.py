@@ -3,7 +3,7 @@
     python benchmarks/sweep.py --recipe default --seeds 10 --output-dir runs/proof
     python benchmarks/sweep.py --recipe fast --grid "max_lr=0.2,0.4 dropout=0,0.05" --output-dir runs/grid
 
-Every run goes to the end of its schedule, so that nobody chooses the accuracy there. See docs/sweep.md.
+Every run goes to the end of its schedule, so that nobody chooses the accuracy there: docs/sweep.md.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import itertools
 import logging
 import math
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
@@ -60,14 +62,13 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Namespace, dict[Confi
     for name in sorted(options.given - {*SETTINGS, "device"}):
         parser.error(f"argument {flag(name)}: not for a sweep")
     args.device, args.output_dir = options.device, args.output_dir.resolve()
-    if args.grid is None:
-        return args, {replace(parse_settings(rest)[0], early_stopping=False): ""}
-    configs = {}
-    for flags in combinations(args.grid):
-        config = replace(parse_settings(["--holdout=10000", *rest, *flags])[0], early_stopping=False)
+    configs, prefix = {}, [] if args.grid is None else ["--holdout=10000"]
+    for flags in [()] if args.grid is None else combinations(args.grid):
+        config = replace(parse_settings([*prefix, *rest, *flags])[0], early_stopping=False)
         configs[config] = " ".join(flags)
-        if config.holdout == 0:
+        if prefix and config.holdout == 0:
             parser.error("argument --holdout: must be above 0, as a grid is compared on held-out images")
+    args.settings = shlex.join([*prefix, *rest])
     return args, configs
 
 
@@ -102,14 +103,7 @@ import torch
 from tqdm import tqdm
 
 import main as experiment
-from checkpoint import (
-    fcntl,  # type: ignore[attr-defined]  # None on Windows
-    load_progress,
-    load_trained,
-    locked,
-    replace_file,
-    versions,
-)
+from checkpoint import load_progress, load_trained, locked, replace_file, versions
 from test import test
 from utils import get_loaders
 
@@ -135,7 +129,9 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
     row = dict.fromkeys(COLUMNS, "") | {"seed": str(config.seed), "target": f"{args.target:g}"} | versions()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
-        if fcntl is not None:  # a worker of a sweep that was killed may still be ending
+        with contextlib.suppress(ImportError):  # on Windows; elsewhere, wait for a worker of a killed sweep
+            import fcntl
+
             fcntl.flock(log, fcntl.LOCK_EX)
         try:
             options = Options(resume=str(folder), device=args.device, given=frozenset(vars(config)))
@@ -166,25 +162,28 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
 def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row]]:
     """Train ``runs`` in workers of Ray; yield, each second, those that have ended. Raises ``UserError``."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    local = {"include_dashboard": False, "num_cpus": args.jobs, "object_store_memory": 100 << 20}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         import ray
 
         from benchmarks.sweep import train_run  # under the name by which a worker can import it
 
+        with socket.create_server(
+            ("127.0.0.1", 0)
+        ) as server:  # where connecting fails, Ray tries for minutes
+            host, port = args.address.rsplit(":", 1) if args.address else server.getsockname()
+            socket.create_connection((host, int(port)), timeout=10).close()
         if not args.address:
-            with socket.create_server(("127.0.0.1", 0)) as server:  # where this fails, Ray tries for minutes
-                socket.create_connection(server.getsockname(), timeout=2).close()
-        where = {"address": args.address} if args.address else {"_node_ip_address": "127.0.0.1"} | local
+            options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
+            options |= {"num_cpus": args.jobs, "object_store_memory": 100 << 20}
         environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **where)
+        ray.init(args.address or "local", runtime_env=environment, **options)
         end_in_one_line("sweep.py")  # Ray has put its own handler of SIGTERM in its place
         gpu = args.device != "cpu" and "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
-        # A worker or node that is lost is not the run's fault: the task goes on elsewhere, as often as needed.
-        lost = ray.remote(
-            max_retries=-1, retry_exceptions=False, max_calls=1, num_gpus=gpu / args.runs_per_gpu
-        )
-        pending = {lost(train_run).remote(folder, config, args): folder for folder, config in runs.items()}
+        # A lost worker or node is not the run's fault: its task is done again elsewhere, as often as needed.
+        again = {"max_retries": -1, "retry_exceptions": False, "num_gpus": gpu / args.runs_per_gpu}
+        task = ray.remote(max_calls=1)(train_run).options(**again)
+        pending = {task.remote(folder, config, args): folder for folder, config in runs.items()}
         while pending:
             done, _ = ray.wait(list(pending), timeout=1)
             yield {pending.pop(reference): ray.get(reference) for reference in done}
@@ -201,8 +200,7 @@ def progress_of(runs: dict[Path, Config], begin: float) -> tuple[int, str]:
             accuracies = [f"{float(row['eval_accuracy']):.2f} %" for row in csv.DictReader(file)]
             epochs += len(accuracies)
             if os.fstat(file.fileno()).st_mtime >= begin and len(accuracies) < config.epochs:
-                state = [folder.name, f"{len(accuracies)}/{config.epochs}", *accuracies[-1:]]
-                going.append(" ".join(state))
+                going.append(" ".join([folder.name, f"{len(accuracies)}/{config.epochs}", *accuracies[-1:]]))
     return epochs, ", ".join(going)
 
 
@@ -217,8 +215,12 @@ def carry_out(runs: dict[Path, Config], args: Namespace, tables: dict[Path, dict
             left = (time.time() - begin) / max(bar.n - before, 1) * (total - bar.n) / 60
             for folder, row in ended.items():
                 count += 1
-                tables[folder.parent][int(row["seed"])] = row
-                write_table(folder.parent, tables[folder.parent])
+                table = tables[folder.parent]
+                table[int(row["seed"])] = row
+                writer = csv.DictWriter(text := io.StringIO(), COLUMNS, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(table[seed] for seed in sorted(table))
+                replace_file(Path(f"{folder.parent}.csv"), text.getvalue().encode())
                 end = row["error"] or f"{row['last']} % at the end, best {row['best']} %"
                 done = f"{count} of {len(runs)} runs, {left:.0f} min left"
                 bar.write(f"{folder.parent.name} {folder.name}: {end} ({done})", file=out)
@@ -227,29 +229,13 @@ def carry_out(runs: dict[Path, Config], args: Namespace, tables: dict[Path, dict
             bar.set_postfix_str(going)
 
 
-def read_table(folder: Path, target: float) -> dict[int, Row]:
-    """Read the rows of the runs in ``folder``, by seed, but those that were made for another target."""
-    with contextlib.suppress(FileNotFoundError), open(f"{folder}.csv", newline="") as file:
-        return {int(row["seed"]): row for row in csv.DictReader(file) if row.get("target") == f"{target:g}"}
-    return {}
-
-
-def write_table(folder: Path, rows: dict[int, Row]) -> None:
-    """Write the rows of the runs in ``folder``, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows[seed] for seed in sorted(rows))
-    replace_file(Path(f"{folder}.csv"), text.getvalue().encode())
-
-
 def numbers(rows: list[Row], column: str) -> list[float]:
     """Return what ``column`` holds, or NaN alone where it holds nothing."""
     return [float(row[column]) for row in rows if row[column]] or [math.nan]
 
 
 def figures(rows: list[Row], target: float, first: list[Row], column: str = "last") -> dict[str, str]:
-    """Say what ``rows`` come to, and how far below ``first``. Runs that failed count as short of ``target``."""
+    """Say what ``rows`` come to, and how far below ``first``; runs that failed are short of ``target``."""
     values, top = numbers(rows, column), numbers(first, column)
     error, top_error = (stats.sem(those) if len(those) > 1 else math.nan for those in (values, top))
     half = stats.t.ppf(0.975, len(values) - 1) * error
@@ -290,9 +276,7 @@ def plot(rows: list[Row], target: float, path: Path) -> None:
     axes.plot(range(1, len(by_epoch) + 1), by_epoch, color="tab:blue", linewidth=0.7, alpha=0.5)
     axes.plot(range(1, len(by_epoch) + 1), [*map(median, by_epoch)], color="tab:blue", linewidth=3)
     axes.axhline(target, color="tab:orange")
-    axes.set(
-        title="seeds, and their median", xlabel="epoch", ylabel="accuracy, %", ylim=(target - 1, target + 0.3)
-    )
+    axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(target - 1, target + 0.3))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
@@ -302,8 +286,12 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     seeds = range(1, args.seeds + 1)
     folders = {args.output_dir / name_of(config): config for config in configs}
+    tables: dict[Path, dict[int, Row]] = {folder: {} for folder in folders}
     with locked(args.output_dir):
-        tables = {folder: read_table(folder, args.target) for folder in folders}
+        for folder in folders:
+            with contextlib.suppress(FileNotFoundError), open(f"{folder}.csv", newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row.get("target") == f"{args.target:g}"]
+                tables[folder] = {int(row["seed"]): row for row in rows}
         missing = [(folder, seed) for seed in seeds for folder in folders if seed not in tables[folder]]
         runs = {folder / f"seed-{seed}": replace(folders[folder], seed=seed) for folder, seed in missing}
         try:
@@ -313,16 +301,14 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
             raise type(stop)("the same command goes on from here") from None
     results = {configs[folders[folder]]: [tables[folder][seed] for seed in seeds] for folder in folders}
     every = list(itertools.chain(*results.values()))
-    where = {
-        f"{row['device']}, torch {row['torch']}, accuracy on {row['split']}" for row in every if row["last"]
-    }
-    print(f"{' and '.join(map(name_of, configs))}, seeds 1 to {args.seeds}; {' and '.join(sorted(where))}\n")
+    where = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in every if row["last"]}
+    print(f"`{args.settings}`, seeds 1 to {args.seeds}; {' and '.join(sorted(where))}\n")
     if args.grid is not None:
         print(markdown(results, args.target))
     else:
         for column in ("last", "best_on_test")[: 1 + any(row["best_on_test"] for row in every)]:
             found = figures(every, args.target, every, column)
-            print("\n".join(f"{name:34s}{text}" for name, text in found.items()), end="\n\n")
+            print(f"{column}:\n" + "\n".join(f"  {name:34s}{text}" for name, text in found.items()))
         plot(every, args.target, Path(f"{next(iter(folders))}.png"))
     failed = [f"seed {row['seed']}: {row['error']}" for row in every if row["error"]]
     if failed:
