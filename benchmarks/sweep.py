@@ -11,7 +11,6 @@ import csv
 import io
 import itertools
 import logging
-import math
 import os
 import shlex
 import shutil
@@ -23,7 +22,6 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +71,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Namespace, dict[Confi
 
 
 def combinations(grid: str) -> Iterator[tuple[str, ...]]:
-    """Return the flags of each combination in ``grid``, as in 'max_lr=0.1,0.2 interpolation=nearest,bilinear'."""
+    """Return the flags of each combination in ``grid``, as in 'max_lr=0.1,0.2 dropout=0,0.05'."""
     axes: dict[str, list[str]] = {}
     for word in grid.split() or [""]:
         name, _, values = word.partition("=")
@@ -82,9 +80,7 @@ def combinations(grid: str) -> Iterator[tuple[str, ...]]:
             raise UsageError(
                 f"argument --grid: {word!r} is not a setting and its values, as in max_lr=0.1,0.2"
             )
-        switches = {f"{flag(name)}=true": flag(name), f"{flag(name)}=false": flag(f"no_{name}")}
-        flags = [f"{flag(name)}={value}" for value in values.split(",")]
-        axes[name] = [switches.get(text, text) for text in flags]
+        axes[name] = [f"{flag(name)}={value}" for value in values.split(",")]
     return itertools.product(*axes.values())
 
 
@@ -103,21 +99,17 @@ import torch
 from tqdm import tqdm
 
 import main as experiment
+from benchmarks.summary import COLUMNS, Row, figures, markdown, plot
 from checkpoint import load_progress, load_trained, locked, replace_file, versions
 from test import test
 from utils import get_loaders
 
-try:
-    from matplotlib.figure import Figure
-    from scipy import stats
-except ImportError as error:
-    raise UserError(f"{error}: pip install matplotlib scipy") from None
 
-Row = dict[str, str]  # a run's line of its table; accuracies are in percent, those by epoch joined by spaces
-COLUMNS = [
-    *("seed", "split", "target", "epoch_reached", "seconds_to_target", "best", "last", "best_on_test"),
-    *("seconds", "device", "python", "torch", "torchvision", "machine", "accuracy_by_epoch", "error"),
-]
+def new_row(config: Config, args: Namespace, error: Exception | None = None) -> Row:
+    """Begin the row of a run; it is the whole of it where the run failed by ``error``."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
+    known = {"seed": str(config.seed), "target": f"{args.target:g}", "error": text}
+    return dict.fromkeys(COLUMNS, "") | known | versions()
 
 
 def train_run(folder: Path, config: Config, args: Namespace) -> Row:
@@ -126,7 +118,7 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
     The row of a run that fails by itself says why. What is printed goes to a log beside ``folder``.
     """
     torch.set_num_threads(1)
-    row = dict.fromkeys(COLUMNS, "") | {"seed": str(config.seed), "target": f"{args.target:g}"} | versions()
+    row = new_row(config, args)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
         with contextlib.suppress(ImportError):  # on Windows; elsewhere, wait for a worker of a killed sweep
@@ -147,7 +139,7 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
             raise
         except Exception as error:
             traceback.print_exc(file=log)
-            return row | {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+            return new_row(config, args, error)
     accuracies, seconds = zip(*((line.eval_accuracy, line.seconds) for line in progress.metrics), strict=True)
     reached = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= args.target), None)
     cpu = f"CPU with {torch.backends.cpu.get_cpu_capability()}, 1 of {os.cpu_count()} cores"
@@ -180,13 +172,20 @@ def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row
         ray.init(args.address or "local", runtime_env=environment, **options)
         end_in_one_line("sweep.py")  # Ray has put its own handler of SIGTERM in its place
         gpu = args.device != "cpu" and "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
-        # A lost worker or node is not the run's fault: its task is done again elsewhere, as often as needed.
-        again = {"max_retries": -1, "retry_exceptions": False, "num_gpus": gpu / args.runs_per_gpu}
+        # A lost worker or node is not the run's fault: its task is done again elsewhere. But not without end.
+        again = {"max_retries": 9, "retry_exceptions": False, "num_gpus": gpu / args.runs_per_gpu}
         task = ray.remote(max_calls=1)(train_run).options(**again)
         pending = {task.remote(folder, config, args): folder for folder, config in runs.items()}
         while pending:
             done, _ = ray.wait(list(pending), timeout=1)
-            yield {pending.pop(reference): ray.get(reference) for reference in done}
+            ended: dict[Path, Row] = {}
+            for reference in done:
+                folder = pending.pop(reference)
+                try:
+                    ended[folder] = ray.get(reference)
+                except ray.exceptions.WorkerCrashedError as error:
+                    ended[folder] = new_row(runs[folder], args, error)
+            yield ended
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(f"Ray: {reason} (pip install ray; or --jobs 1, which does without)") from None
@@ -227,58 +226,6 @@ def carry_out(runs: dict[Path, Config], args: Namespace, tables: dict[Path, dict
                 out.flush()
             bar.set_description(f"{count} of {len(runs)} runs", refresh=False)
             bar.set_postfix_str(going)
-
-
-def numbers(rows: list[Row], column: str) -> list[float]:
-    """Return what ``column`` holds, or NaN alone where it holds nothing."""
-    return [float(row[column]) for row in rows if row[column]] or [math.nan]
-
-
-def figures(rows: list[Row], target: float, first: list[Row], column: str = "last") -> dict[str, str]:
-    """Say what ``rows`` come to, and how far below ``first``; runs that failed are short of ``target``."""
-    values, top = numbers(rows, column), numbers(first, column)
-    error, top_error = (stats.sem(those) if len(those) > 1 else math.nan for those in (values, top))
-    half = stats.t.ppf(0.975, len(values) - 1) * error
-    p = stats.t.sf((mean(values) - target) / (error or 1e-9), len(values) - 1)
-    reached = sum(row["epoch_reached"] != "" for row in rows)
-    low, high = stats.binomtest(reached, len(rows)).proportion_ci(method="wilson")
-    below = f"{mean(top) - mean(values):.3f} ± {math.hypot(error, top_error):.3f}"
-    found = {
-        "n": str(sum(row[column] != "" for row in rows)),
-        "mean, %": f"{mean(values):.3f}",
-        "standard deviation": f"{error * math.sqrt(len(values)):.3f}",
-        "95 % interval (Student)": f"{mean(values) - half:.3f} to {mean(values) + half:.3f}",
-        f"p of a mean ≤ {target:g} (t-test)": f"{p:.2g}",
-        "below the first, ± standard error": "–" if first is rows else below,
-        f"reached {target:g} % (Wilson)": f"{reached} of {len(rows)}, {low:.0%} to {high:.0%}",
-        "median epoch": f"{median(numbers(rows, 'epoch_reached')):g}",
-        "median seconds": f"{median(numbers(rows, 'seconds_to_target')):.1f}",
-        "in all": f"{median(numbers(rows, 'seconds')):.1f}",
-    }
-    return {name: text.replace("nan", "–") for name, text in found.items()}
-
-
-def markdown(results: dict[str, list[Row]], target: float) -> str:
-    """Make a table of ``results``, by their flags, from the highest mean to the lowest."""
-    # max(0, NaN) is 0: settings whose runs all failed come last.
-    order = sorted(results, key=lambda flags: max(0.0, mean(numbers(results[flags], "last"))), reverse=True)
-    lines = [{"flags": f"`{flags}`"} | figures(results[flags], target, results[order[0]]) for flags in order]
-    cells = [lines[0], ["---"] * len(lines[0]), *(line.values() for line in lines)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def plot(rows: list[Row], target: float, path: Path) -> None:
-    """Draw accuracy by epoch to ``path``, a PNG: a thin line a seed, the median thick."""
-    curves = [[float(value) for value in row["accuracy_by_epoch"].split()] for row in rows if row["last"]]
-    by_epoch = list(zip(*curves, strict=True))
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(range(1, len(by_epoch) + 1), by_epoch, color="tab:blue", linewidth=0.7, alpha=0.5)
-    axes.plot(range(1, len(by_epoch) + 1), [*map(median, by_epoch)], color="tab:blue", linewidth=3)
-    axes.axhline(target, color="tab:orange")
-    axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(target - 1, target + 0.3))
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
 
 
 def main(args: Namespace, configs: dict[Config, str]) -> None:

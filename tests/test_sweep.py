@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
-from benchmarks import sweep
+from benchmarks import summary, sweep
 from config import DEFAULT, FAST, Config, Options, UsageError, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -28,20 +28,20 @@ ENVIRONMENT = {
 }
 
 
-def row(seed: int, *accuracies: float, best_on_test: str = "") -> sweep.Row:
+def row(seed: int, *accuracies: float, best_on_test: str = "") -> summary.Row:
     reached = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= 99.4), None)
     made = {"seed": str(seed), "epoch_reached": str(reached or ""), "last": str(accuracies[-1])}
     made |= {"seconds_to_target": str(10 * reached) if reached else "", "seconds": "30"}
-    return dict.fromkeys(sweep.COLUMNS, "") | made | {"best_on_test": best_on_test}
+    return dict.fromkeys(summary.COLUMNS, "") | made | {"best_on_test": best_on_test}
 
 
-def failed(seed: int) -> sweep.Row:
-    return dict.fromkeys(sweep.COLUMNS, "") | {"seed": str(seed), "error": "UserError: the loss became nan"}
+def failed(seed: int) -> summary.Row:
+    return dict.fromkeys(summary.COLUMNS, "") | {"seed": str(seed), "error": "UserError: the loss became nan"}
 
 
 def test_figures_by_hand() -> None:
     rows = [row(1, 99.3, 99.41, 99.39), row(2, 99.2, 99.3, 99.35), row(3, 99.1, 99.39, 99.46), failed(4)]
-    found = sweep.figures(rows, 99.4, rows)
+    found = summary.figures(rows, 99.4, rows)
     # mean 99.4, deviation sqrt((0.01² + 0.05² + 0.06²) / 2) = 0.0557, half-width 4.303 · 0.0557 / √3 = 0.138
     assert (found["n"], found["mean, %"], found["standard deviation"]) == ("3", "99.400", "0.056")
     assert found["95 % interval (Student)"] == "99.262 to 99.538"
@@ -50,12 +50,12 @@ def test_figures_by_hand() -> None:
     assert found["reached 99.4 % (Wilson)"] == "2 of 4, 15% to 85%"
     assert (found["median epoch"], found["median seconds"], found["in all"]) == ("2.5", "25.0", "30.0")
     # (99.4 - 99.3) / (0.0557 / √3) = 3.11; Student with 2 degrees: 0.5 - 3.11 / (2 √(2 + 3.11²)) = 0.045
-    assert sweep.figures(rows, 99.3, rows)["p of a mean ≤ 99.3 (t-test)"] == "0.045"
+    assert summary.figures(rows, 99.3, rows)["p of a mean ≤ 99.3 (t-test)"] == "0.045"
 
 
 def test_markdown_is_sorted_and_compares_with_the_first() -> None:
     low, high = [row(1, 99.1), row(2, 99.3)], [row(1, 99.4), row(2, 99.6), row(3, 99.5)]
-    lines = sweep.markdown({"--a=1": [failed(1)], "--a=2": low, "--a=3": high}, 99.4).splitlines()
+    lines = summary.markdown({"--a=1": [failed(1)], "--a=2": low, "--a=3": high}, 99.4).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| `--a=3`", "| `--a=2`", "| `--a=1`"]
     # 99.5 - 99.2 ± √(0.1² / 3 + 0.1414² / 2)
     assert "0.300 ± 0.115" in lines[3] and "±" not in lines[2] and "nan" not in lines[4]
@@ -64,12 +64,14 @@ def test_markdown_is_sorted_and_compares_with_the_first() -> None:
 
 def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
     flags = ["--output-dir", str(tmp_path), "--recipe", "fast", "--epochs", "3"]
-    _, configs = sweep.parse_args([*flags, "--grid", "max_lr=0.2,0.3,0.30 nesterov=true,false"])
-    assert [(c.max_lr, c.nesterov) for c in configs] == [(0.2, True), (0.2, False), (0.3, True), (0.3, False)]
+    _, configs = sweep.parse_args([*flags, "--grid", "max_lr=0.2,0.3,0.30 interpolation=bilinear,nearest"])
+    assert [(c.max_lr, c.interpolation) for c in configs] == [
+        *((0.2, "bilinear"), (0.2, "nearest"), (0.3, "bilinear"), (0.3, "nearest"))
+    ]
     assert {(c.recipe, c.epochs, c.holdout, c.early_stopping) for c in configs} == {
         ("fast", 3, 10_000, False)
     }
-    assert list(configs.values())[1] == "--max-lr=0.2 --no-nesterov"
+    assert list(configs.values())[1] == "--max-lr=0.2 --interpolation=nearest"
     names = [sweep.name_of(config) for config in [*configs, DEFAULT, FAST]]
     assert len(set(names)) == 6 and names[0] == "fast-epochs=3-holdout=10000-max_lr=0.2"
     _, (config,) = sweep.parse_args([*flags, "--grid", "dropout=0.1", "--holdout", "500"])
@@ -121,7 +123,7 @@ def weights(folder: Path) -> list[torch.Tensor]:
     return list(torch.load(folder / "last.pt", weights_only=True)["model"].values())
 
 
-def rows_of(folder: Path) -> tuple[list[sweep.Row], Path]:
+def rows_of(folder: Path) -> tuple[list[summary.Row], Path]:
     (table,) = folder.glob("*.csv")
     with open(table, newline="") as file:
         return list(csv.DictReader(file)), table.with_name(table.name.removesuffix(".csv"))
