@@ -325,10 +325,9 @@ def newest_trained() -> Trained:
 
 
 def save_best(folder: Path, progress: Progress, model: Net, row: EpochMetrics) -> None:
-    """Write best.pt: the weights of ``model``, its ``row`` of metrics.csv, and all else that ``Trained`` holds."""
-    about = {"config": asdict(progress.config), "dataset": asdict(progress.dataset)}
-    about |= {"metrics": asdict(row), "versions": progress.versions}
-    save_checkpoint(folder / "best.pt", {"model": model.state_dict()} | about)
+    """Write best.pt: the weights of ``model``, its ``row`` of metrics.csv, settings, data and versions."""
+    about = {name: asdict(progress)[name] for name in ("config", "dataset", "versions")}
+    save_checkpoint(folder / "best.pt", about | {"model": model.state_dict(), "metrics": asdict(row)})
 
 
 def save_progress(folder: Path, progress: Progress, parts: Parts | None = None) -> None:
