@@ -52,7 +52,6 @@ def make_parts(config: Config, device: torch.device, batches: int, num_classes: 
         momentum=config.momentum,
         base_momentum=config.base_momentum,
         max_momentum=config.max_momentum,
-        nesterov=config.nesterov,
         weight_decay=config.weight_decay,
     )
     ema = copy.deepcopy(model) if config.model_ema_decay > 0 else None

@@ -28,7 +28,6 @@ def make_optimizer(
     momentum: float | None = ORIGINAL.momentum,
     base_momentum: float = ORIGINAL.base_momentum,
     max_momentum: float = ORIGINAL.max_momentum,
-    nesterov: bool = ORIGINAL.nesterov,
     weight_decay: float = ORIGINAL.weight_decay,
 ) -> tuple[SGD, OneCycleLR]:
     """Make SGD and its schedule over ``total_steps`` steps; ``config.Config`` says what the others are."""
@@ -37,7 +36,6 @@ def make_optimizer(
         lr=lr,
         momentum=max_momentum if momentum is None else momentum,
         weight_decay=weight_decay,
-        nesterov=nesterov and momentum != 0,  # without momentum there is none to look ahead with
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
     scheduler = OneCycleLR(

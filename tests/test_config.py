@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from conftest import ROOT, Command
 
-from config import DEFAULT, FAST, ORIGINAL, RECIPES, Config, UsageError, parse_args
+from config import DEFAULT, FAST, ORIGINAL, RECIPES, Config, UsageError, flag, parse_args
 
 REFUSED = [  # flags; what the message says of them
     (["--epochs", "0"], "argument --epochs: must be from 1 to 10,000, not 0"),
@@ -53,8 +53,8 @@ def test_help_and_mistakes_answer_before_torch_is_imported(argv: list[str], comm
 
 
 def test_a_setting_is_checked_without_a_command_line_too() -> None:
-    for changes in ({"epochs": 0}, {"epochs": "3"}, {"dropout": "0.1"}, {"nesterov": 1}, {"seed": 1.0}):
-        with pytest.raises(UsageError, match=f"argument --{next(iter(changes))}: must be "):
+    for changes in ({"epochs": 0}, {"epochs": "3"}, {"dropout": "0.1"}, {"early_stopping": 1}, {"seed": 1.0}):
+        with pytest.raises(UsageError, match=f"argument {flag(next(iter(changes)))}: must be "):
             replace(ORIGINAL, **changes)
     assert replace(ORIGINAL, rotation=10).rotation == 10
     with pytest.raises(AttributeError):
@@ -86,8 +86,14 @@ def test_the_original_recipe_is_the_published_one() -> None:
     assert (ORIGINAL.momentum, ORIGINAL.base_momentum, ORIGINAL.max_momentum) == (None, 0.85, 0.95)
     assert (ORIGINAL.rotation, ORIGINAL.interpolation, ORIGINAL.dropout) == (7, "nearest", 0.05)
     assert (ORIGINAL.schedule_interval, ORIGINAL.target_accuracy, ORIGINAL.seed) == ("epoch", 99.4, 1)
-    off = (ORIGINAL.nesterov, ORIGINAL.translation, ORIGINAL.label_smoothing, ORIGINAL.model_ema_decay)
-    assert off == (False, 0, 0, 0)
+    assert ORIGINAL.translation == ORIGINAL.scale == ORIGINAL.shear == 0
+    assert ORIGINAL.label_smoothing == ORIGINAL.model_ema_decay == 0
+
+
+def test_the_default_differs_from_the_original_in_what_the_readme_names() -> None:
+    different = {name for name, value in vars(DEFAULT).items() if value != getattr(ORIGINAL, name)}
+    assert different == {"recipe", "schedule_interval", "lr", "max_lr", "interpolation", "model_ema_decay"}
+    assert DEFAULT.lr == 0.015  # which the notebook asks SGD to start at
 
 
 ENDINGS = [  # what is raised; how the process ends

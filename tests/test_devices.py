@@ -8,6 +8,7 @@ import torch
 from conftest import SHORT, Set
 from test_main import assert_same_run, call, same
 
+import main
 from model import Net
 from train import make_optimizer, to_device, train
 from utils import DeviceLoader, affine, normalize
@@ -67,14 +68,11 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
         assert_same_run(tmp_path / "stopped", tmp_path / "whole")  # the same seed twice
         progress = torch.load(tmp_path / "stopped" / "last.pt", weights_only=True)
         fresh = tmp_path / "resumed"
-        import main
-
-        real = main.train
 
         def stop(*rest: object, **more: object) -> tuple[float, float]:
             if more["epoch"] == 2:
                 raise KeyboardInterrupt
-            return real(*rest, **more)  # type: ignore[arg-type]
+            return train(*rest, **more)  # type: ignore[arg-type]
 
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(main, "train", stop)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import main
 from checkpoint import load_trained, locked
-from config import UsageError, UserError, parse_args
+from config import UsageError, UserError, parse_args, select_device
+from model import Net
 from train import train
 from utils import MEAN, STD
 
@@ -157,7 +158,7 @@ def test_what_contradicts_a_run_that_is_resumed_is_named(fake: list[float], tmp_
     fake += [90.0] * 9
     folder = tmp_path / "run"
     call(*SHORT, "--output-dir", str(folder))
-    for flags in (["--seed", "2"], ["--epochs", "9"], ["--no-nesterov"], ["--recipe", "original"]):
+    for flags in (["--seed", "2"], ["--epochs", "9"], ["--no-early-stopping"], ["--recipe", "original"]):
         name = re.escape(flags[0].replace("no-", ""))
         with pytest.raises(UsageError, match=f"argument {name}: the run has .*, not .*; leave it out"):
             call("--resume", str(folder), *flags)
@@ -201,21 +202,21 @@ def test_a_run_never_writes_over_another(tmp_path: Path) -> None:
 
 
 def test_a_device_that_cannot_be_used_and_one_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main.select_device("cpu:0").type == "cpu"
+    assert select_device("cpu:0").type == "cpu"
     there = "mps" if not torch.backends.mps.is_available() else "cuda:99"
     for name in ("gpu", "cuda:x", "meta", "", there):
         with pytest.raises(UsageError, match=f"^argument --device: {name} can't be used") as caught:
-            main.select_device(name)
+            select_device(name)
         assert "\n" not in str(caught.value)
     # A GPU that NVML counts but the runtime can't use.
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main.select_device("auto").type != "cuda"
+    assert select_device("auto").type != "cuda"
 
 
 def test_without_torchsummary(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "torchsummary", None)
-    main.print_summary(main.Net())
+    main.print_summary(Net())
     assert capsys.readouterr().out == (
         "Total parameters: 9,798\nTrainable parameters: 9,798\n"
         "No summary table: torchsummary is not installed (pip install torchsummary)\n"
@@ -251,7 +252,6 @@ def test_an_evaluation_that_is_no_number_is_not_saved(
     "flags",
     [
         ["--momentum", "0"],
-        ["--momentum", "0", "--nesterov"],
         ["--pct-start", "1"],
         ["--recipe", "original", "--pct-start", "1"],
         ["--recipe", "fast"],
@@ -280,7 +280,7 @@ def test_deterministic_algorithms_change_nothing_on_a_cpu(
 
 def test_the_notebook_of_the_readme_runs() -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
-    assert code.count("\n") <= 12 and "for epoch in range(1, 20):" in code
+    assert code.count("\n") <= 13 and "for epoch in range(1, 20):" in code
     code = code.replace("range(1, 20)", "range(1, 3)")
     code = code.replace("train(model, device,", "train(model, device, limit_batches=2, train_loader=")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -13,15 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
-from pictures import Floats, PictureError, centre, prepare, read, resampling
 from PIL import Image
 
 from checkpoint import load_trained
 from model import Net
-<<<<<<< HEAD
-=======
 from predict.preprocess import Floats, PictureError, centre, preprocess, preprocess_file, resampling
->>>>>>> predict
 from utils import MEAN, STD, load_mnist
 
 ROOT = Path(__file__).parents[1]

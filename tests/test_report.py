@@ -23,13 +23,7 @@ from model import Net
 
 pytest.importorskip("matplotlib")
 
-<<<<<<< HEAD
-import plots
-
-import report
-=======
 from report import figures
->>>>>>> predict
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["curves", "confusion", "accuracy_by_class", "calibration", "mistakes", "filters"]
