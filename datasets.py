@@ -285,4 +285,4 @@ def fit(picture: Image.Image) -> NDArray[np.uint8]:
     width, height = (max(1, math.floor(side * scale + 0.5)) for side in grey.size)
     image = Image.new("L", (SIDE, SIDE), int(np.median(border(values))))
     image.paste(grey.resize((width, height)), ((SIDE - width) // 2, (SIDE - height) // 2))
-    return np.asarray(image)
+    return np.array(image)
