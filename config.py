@@ -134,9 +134,9 @@ def check(name: str, value: object) -> None:
 
 ORIGINAL = Config()
 
-# The original, number by number, but for four things: the schedule moves with each batch, as PyTorch documents
-# it; it peaks twenty times higher; rotated images are sampled between pixels; and what is tested is the running
-# average of the weights. docs/results.md says what each brings.
+# The original, number by number, but for four things: the schedule moves with each batch, as PyTorch
+# documents it; it peaks twenty times higher; rotated images are sampled between pixels; and what is tested is
+# the running average of the weights. docs/results.md says what each brings.
 DEFAULT = replace(
     ORIGINAL,
     recipe="default",

@@ -36,6 +36,23 @@ def print_summary(model: Net) -> None:
         summary(copy.deepcopy(model), (1, 28, 28), device="cpu")
 
 
+def make_loaders(config: Config, data_path: str, device: torch.device) -> Loaders:
+    """Read the data that ``config`` asks for. Raises what ``get_loaders`` does."""
+    return get_loaders(
+        device,
+        dataset=config.dataset,
+        data_path=data_path,
+        batch_size=config.batch_size,
+        rotation=config.rotation,
+        interpolation=config.interpolation,
+        translation=config.translation,
+        scale=config.scale,
+        shear=config.shear,
+        seed=config.seed,
+        holdout=config.holdout,
+    )
+
+
 def make_parts(config: Config, device: torch.device, batches: int, num_classes: int) -> Parts:
     """Make the network, printing its summary, and what trains it over so many batches an epoch."""
     torch.manual_seed(config.seed)
@@ -58,11 +75,10 @@ def make_parts(config: Config, device: torch.device, batches: int, num_classes: 
     return Parts(model, optimizer, scheduler, ema)
 
 
-def run_epoch(
-    config: Config, device: torch.device, loaders: Loaders, parts: Parts, epoch: int
-) -> EpochMetrics:
+def run_epoch(config: Config, loaders: Loaders, parts: Parts, epoch: int) -> EpochMetrics:
     """Train and evaluate once, and move the schedule on. Raises ``UserError`` at a loss that is no number."""
-    begin, lr = time.perf_counter(), float(parts.scheduler.get_last_lr()[0])
+    device, begin = loaders[0].images.device, time.perf_counter()
+    lr = float(parts.scheduler.get_last_lr()[0])
     torch.manual_seed(epoch_seed(config.seed, epoch))
     loaders[0].epoch = epoch
     train_loss, train_accuracy = train(
@@ -100,7 +116,7 @@ def run(folder: Path, progress: Progress, loaders: Loaders, tensorboard: bool = 
     reached = False
     for epoch in range(progress.epoch + 1, config.epochs + 1):
         print(f"\nEpoch {epoch}/{config.epochs}", flush=True)
-        row = run_epoch(config, device, loaders, parts, epoch)
+        row = run_epoch(config, loaders, parts, epoch)
         if row.eval_accuracy > progress.best_accuracy:
             print(f"New best accuracy: {row.eval_accuracy:.2f}%")
             checkpoint.save_best(folder, progress, parts.tested, row)
@@ -136,7 +152,7 @@ def main(config: Config, options: Options) -> None:
         test(to_device(trained.model, device), device, get_test_loader(trained.dataset, data_path, device))
         return
     # A new run reads its data before it has a folder: if they can't be had, none is left behind.
-    loaders = None if options.resume else get_loaders(device, config, data_path)
+    loaders = None if options.resume else make_loaders(config, data_path, device)
     dataset = loaders[0].dataset if loaders else None
     if (
         dataset
@@ -148,7 +164,7 @@ def main(config: Config, options: Options) -> None:
         if progress.finished:
             print(f"{folder} is finished: best accuracy {progress.best_accuracy:.2f}%")
             return
-        loaders = loaders or get_loaders(select_device(progress.device), progress.config, data_path)
+        loaders = loaders or make_loaders(progress.config, data_path, select_device(progress.device))
         if loaders[0].dataset != progress.dataset:
             raise UserError(f"--data-path {data_path}: not the data that {folder} was trained on")
         run(folder, progress, loaders, options.tensorboard)

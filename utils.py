@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import ORIGINAL, Config, Options, UsageError
+from config import ORIGINAL, Options, UsageError
 from datasets import MEAN, MNIST, STD, Dataset, load_mnist, load_test, load_train, split_holdout
 
 __all__ = ["MEAN", "STD", "load_mnist"]  # where they come from doesn't matter to who works with MNIST alone
@@ -122,36 +122,47 @@ Loaders = tuple[DeviceLoader, DeviceLoader]  # for training and for evaluation
 
 
 def get_loaders(
-    device: torch.device, config: Config = ORIGINAL, data_path: str = Options.data_path
+    device: torch.device,
+    *,
+    dataset: str = ORIGINAL.dataset,
+    data_path: str = Options.data_path,
+    batch_size: int = ORIGINAL.batch_size,
+    rotation: float = ORIGINAL.rotation,
+    interpolation: str = ORIGINAL.interpolation,
+    translation: float = ORIGINAL.translation,
+    scale: float = ORIGINAL.scale,
+    shear: float = ORIGINAL.shear,
+    seed: int = ORIGINAL.seed,
+    holdout: int = ORIGINAL.holdout,
 ) -> Loaders:
-    """Put the data set of ``config`` on ``device`` and make the loaders for training and for evaluation.
+    """Put the data set named ``dataset`` on ``device`` and make the loaders for training and for evaluation.
 
-    They hold the training images, distorted as ``config`` says, and the test images; with ``config.holdout``,
-    that many training images are kept for evaluation instead, the same ones always, and the test set stays
-    out of it. ``data_path`` is where a data set lies, or is downloaded to, that isn't MNIST.
-    Raises ``UserError``, which says how to get what is missing, and ``OSError``.
+    They hold the training and the test images; with ``holdout``, that many training images are kept for
+    evaluation instead, the same ones always, and the test set stays out of it. ``data_path`` is where a data
+    set lies, or is downloaded to, that isn't MNIST. ``seed`` determines the order and distortions of the
+    training images. Raises ``UserError``, which says how to get what is missing, and ``OSError``.
     """
-    dataset, (images, labels) = load_train(config.dataset, data_path)
-    if config.holdout >= len(labels):
+    described, (images, labels) = load_train(dataset, data_path)
+    if holdout >= len(labels):
         raise UsageError(f"argument --holdout: must be less than the {len(labels):,} training images")
-    if config.holdout:
-        train_index, holdout_index = split_holdout(labels, config.holdout)
+    if holdout:
+        train_index, holdout_index = split_holdout(labels, holdout)
         held_out = images[holdout_index].to(device), labels[holdout_index].to(device)
-        test_loader = DeviceLoader(*held_out, EVALUATION_BATCH, dataset=dataset)
+        test_loader = DeviceLoader(*held_out, EVALUATION_BATCH, dataset=described)
         images, labels = images[train_index], labels[train_index]
     else:
-        test_loader = get_test_loader(dataset, data_path, device)
+        test_loader = get_test_loader(described, data_path, device)
     train_loader = DeviceLoader(
         images.to(device),
         labels.to(device),
-        config.batch_size,
-        dataset=dataset,
-        seed=config.seed,
-        rotation=config.rotation,
-        interpolation=config.interpolation,
-        translation=config.translation,
-        scale=config.scale,
-        shear=config.shear,
+        batch_size,
+        dataset=described,
+        seed=seed,
+        rotation=rotation,
+        interpolation=interpolation,
+        translation=translation,
+        scale=scale,
+        shear=shear,
     )
     return train_loader, test_loader
 
