@@ -11,8 +11,7 @@ from torch import Tensor
 from config import ORIGINAL, Options, UsageError
 from datasets import MEAN, MNIST, STD, Dataset, load_mnist, load_test, load_train, split_holdout
 
-__all__ = ["MEAN", "STD", "load_mnist"]  # where they come from doesn't matter to who works with MNIST alone
-
+__all__ = ["MEAN", "STD", "load_mnist"]  # for what works with MNIST alone
 
 EVALUATION_BATCH = 250  # images at a time: large enough to be fast, small enough for a CPU's cache
 
