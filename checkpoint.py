@@ -22,6 +22,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 from config import Config, Options, UsageError, UserError, flag, value_type
+from datasets import MNIST, Dataset
 from model import Net
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Progress:
     versions: dict[str, str]
     metrics: list[EpochMetrics] = field(default_factory=list)
     finished: bool = False
+    dataset: Dataset = MNIST
 
     @property
     def epoch(self) -> int:
@@ -102,11 +104,14 @@ class Trained:
     metrics: EpochMetrics | None = None  # of the epoch that the weights are of
     config: Config | None = None
     versions: dict[str, str] = field(default_factory=dict)
+    dataset: Dataset = MNIST
 
     def __str__(self) -> str:
         if self.metrics is None:
             return str(self.path)
         name = "test set" if self.metrics.split == "test" else "held-out images"
+        if self.dataset != MNIST:
+            name += f" of {self.dataset.name}"
         return f"{self.path} (epoch {self.metrics.epoch}: {self.metrics.eval_accuracy:.2f}% on the {name})"
 
 
@@ -121,7 +126,9 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def open_run(config: Config, options: Options, device: torch.device) -> Iterator[tuple[Path, Progress]]:
+def open_run(
+    config: Config, options: Options, device: torch.device, dataset: Dataset | None = None
+) -> Iterator[tuple[Path, Progress]]:
     """Open the folder of a run, new or resumed as ``options`` say, and keep other processes out of it.
 
     Raises ``UsageError`` where ``options`` contradict a run that is resumed, ``UserError`` where the
@@ -129,7 +136,7 @@ def open_run(config: Config, options: Options, device: torch.device) -> Iterator
     """
     if options.dry_run:
         with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary), Progress(config, str(device), versions())
+            yield Path(temporary), Progress(config, str(device), versions(), dataset=dataset or MNIST)
         return
     if options.resume is None:
         folder = make_run_folder(options.output_dir, f"{config.recipe}-seed{config.seed}")
@@ -138,7 +145,7 @@ def open_run(config: Config, options: Options, device: torch.device) -> Iterator
         folder = path.parent if path.name == "last.pt" else path
     with locked(folder):
         if options.resume is None:
-            progress = Progress(config, str(device), versions())
+            progress = Progress(config, str(device), versions(), dataset=dataset or MNIST)
             save_progress(folder, progress)
         else:
             progress = load_progress(folder)
@@ -154,6 +161,7 @@ def open_run(config: Config, options: Options, device: torch.device) -> Iterator
         except KeyboardInterrupt as stop:
             done = f"saved up to epoch {progress.epoch}" if progress.epoch else "no epoch was complete"
             again = f"python main.py --resume {shlex.quote(str(folder))}"
+            again += f" --data-path {shlex.quote(options.data_path)}" if "data_path" in options.given else ""
             raise type(stop)(f"{done}; to go on: {again}") from None
 
 
@@ -269,7 +277,7 @@ def build(path: Path, kind: type[T], values: Any) -> T:
     """Make a ``kind`` of ``values``, read from ``path``. Raises ``UserError`` where they don't fit."""
     try:
         made = kind(**values)
-        for name, value in values.items() if kind is not Config else ():  # Config checks its values itself
+        for name, value in values.items() if kind not in (Config, Dataset) else ():  # they check theirs
             expected = value_type(kind, name)
             assert isinstance(value, (int, float) if expected is float else expected)
     except (AssertionError, TypeError, UserError):
@@ -284,8 +292,9 @@ def load_trained(path: Path) -> Trained:
     """
     content = read_checkpoint(path)
     bare = "conv1.weight" in content
+    dataset = build(path, Dataset, content["dataset"]) if "dataset" in content else MNIST
     with torch.random.fork_rng(devices=[]):
-        model = Net().eval()
+        model = Net(num_classes=len(dataset.classes)).eval()
     try:
         model.load_state_dict(content if bare else content["model"])
     except Exception:  # whatever the file holds in its place
@@ -295,8 +304,8 @@ def load_trained(path: Path) -> Trained:
     if bare:
         return Trained(path, model)
     known = {"metrics": EpochMetrics, "config": Config}
-    values = {name: build(path, kind, content.get(name)) for name, kind in known.items()}
-    values |= {"path": path, "model": model, "versions": content.get("versions")}
+    values: dict[str, Any] = {name: build(path, kind, content.get(name)) for name, kind in known.items()}
+    values |= {"path": path, "model": model, "versions": content.get("versions"), "dataset": dataset}
     return build(path, Trained, values)
 
 
@@ -316,9 +325,9 @@ def newest_trained() -> Trained:
 
 
 def save_best(folder: Path, progress: Progress, model: Net, row: EpochMetrics) -> None:
-    """Write best.pt: the weights of ``model``, its ``row`` of metrics.csv, the settings and the versions."""
-    about = {"metrics": asdict(row), "config": asdict(progress.config), "versions": progress.versions}
-    save_checkpoint(folder / "best.pt", {"model": model.state_dict()} | about)
+    """Write best.pt: the weights of ``model``, its ``row`` of metrics.csv, settings, data and versions."""
+    about = {name: asdict(progress)[name] for name in ("config", "dataset", "versions")}
+    save_checkpoint(folder / "best.pt", about | {"model": model.state_dict(), "metrics": asdict(row)})
 
 
 def save_progress(folder: Path, progress: Progress, parts: Parts | None = None) -> None:
@@ -338,6 +347,7 @@ def load_progress(folder: Path) -> Progress:
     content = read_checkpoint(path)
     values = {entry.name: content.get(entry.name) for entry in fields(Progress)}
     values["config"] = build(path, Config, values["config"])
+    values["dataset"] = build(path, Dataset, content.get("dataset", asdict(MNIST)))
     if isinstance(values["metrics"], list):
         values["metrics"] = [build(path, EpochMetrics, row) for row in values["metrics"]]
     return build(path, Progress, values)

@@ -28,6 +28,12 @@ class UsageError(UserError):
     status = 2
 
 
+TORCHVISION = {
+    "fashion-mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+}  # flag: a class made like torchvision's MNIST
+
+
 def setting(default: Any, text: str, low: float = 0, high: float = 0, choices: Sequence[str] = ()) -> Any:
     """Make a dataclass field with its help, and for a number its range, both ends included."""
     return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
@@ -45,6 +51,7 @@ class Config:
         "named set of the settings below; a flag beside it overrides it",
         choices=("default", "fast", "original"),
     )
+    dataset: str = setting("mnist", "what to learn", choices=("mnist", *TORCHVISION, "folder"))
     epochs: int = setting(19, "passes over the training set", 1, 10_000)
     batch_size: int = setting(128, "images in a training step", 1, 60_000)
     # The notebook gives SGD lr=0.015 and momentum=0.9. OneCycleLR replaces both before the first step, by
@@ -72,7 +79,9 @@ class Config:
         0.0, "share of itself that a running average of the weights keeps at each step; 0: none", 0, 0.999999
     )
     target_accuracy: float = setting(99.4, "accuracy in percent at which a run stops early", 0, 100)
-    early_stopping: bool = setting(True, "stop at the first epoch that reaches the target")
+    early_stopping: bool = setting(
+        True, "stop at the first epoch that reaches the target; on MNIST alone, if not given"
+    )
     seed: int = setting(1, "determines the whole run", 0, 2**32 - 1)
     holdout: int = setting(
         0, "hold so many training images out and evaluate on them, not on the test set", 0, 50_000
@@ -125,9 +134,9 @@ def check(name: str, value: object) -> None:
 
 ORIGINAL = Config()
 
-# The original, number by number, but for four things: the schedule moves with each batch, as PyTorch documents
-# it; it peaks twenty times higher; rotated images are sampled between pixels; and what is tested is the running
-# average of the weights. docs/results.md says what each brings.
+# The original, number by number, but for four things: the schedule moves with each batch, as PyTorch
+# documents it; it peaks twenty times higher; rotated images are sampled between pixels; and what is tested is
+# the running average of the weights. docs/results.md says what each brings.
 DEFAULT = replace(
     ORIGINAL,
     recipe="default",
@@ -160,6 +169,9 @@ class Options:
 
     output_dir: str | None = setting(None, "new or empty folder for the run (default: a new one under runs/)")
     resume: str | None = setting(None, "folder of a run that was stopped, to go on with its settings")
+    data_path: str = setting(
+        "data", "where the data set lies, or is downloaded to; MNIST came with the project"
+    )
     device: str = setting("auto", "cpu, cuda, cuda:N or mps; auto: the first of cuda, mps, cpu")
     test_only: bool = setting(False, "evaluate trained weights on the test set, and train nothing")
     weights: str | None = setting(
@@ -204,7 +216,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")
     recipe = RECIPES.get(first.parse_known_args(argv)[0].recipe, DEFAULT)
-    parser = Parser("main.py", "Train the network of 9,798 parameters on MNIST.")
+    parser = Parser("main.py", "Train the network of 9,798 parameters on MNIST, or on another data set.")
     parser.argument_default = argparse.SUPPRESS
     add_flags(parser.add_argument_group("the run"), Options())
     add_flags(parser.add_argument_group(f"settings (defaults: --recipe {recipe.recipe})"), recipe)
@@ -214,6 +226,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
             parser.error(f"argument {flag(refused)}: not allowed with argument {flag(because)}")
     if "weights" in given and "test_only" not in given:
         parser.error("argument --weights: only allowed with argument --test-only")
+    if given.get("dataset") == "folder" and "data_path" not in given:
+        parser.error("argument --dataset: folder needs --data-path, the folder of the pictures")
     options = {entry.name: given.pop(entry.name) for entry in fields(Options) if entry.name in given}
     short = {"epochs": 1, "limit_train_batches": 3} if "dry_run" in options else {}
     return replace(recipe, **short | given), Options(**options, given=frozenset(options | given))

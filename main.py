@@ -1,6 +1,6 @@
-"""Train the network on MNIST: ``python main.py``. ``--help`` lists the flags."""
+"""Train the network, on MNIST unless told otherwise: ``python main.py``. ``--help`` lists the flags."""
 
-from config import Config, Options, UserError, end_in_one_line, parse_args, select_device
+from config import Config, Options, UsageError, UserError, end_in_one_line, parse_args, select_device
 
 if __name__ == "__main__":
     end_in_one_line("main.py")
@@ -10,16 +10,17 @@ import copy
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import checkpoint
-from checkpoint import EpochMetrics, Parts, Progress
+from checkpoint import EpochMetrics, Parts, Progress, load_trained, newest_trained
 from model import Net
 from test import test
 from train import advance, make_optimizer, to_device, train
-from utils import DeviceLoader, epoch_seed, get_loaders
+from utils import Loaders, epoch_seed, get_loaders, get_test_loader
 
 
 def print_summary(model: Net) -> None:
@@ -35,10 +36,27 @@ def print_summary(model: Net) -> None:
         summary(copy.deepcopy(model), (1, 28, 28), device="cpu")
 
 
-def make_parts(config: Config, device: torch.device, batches: int) -> Parts:
+def make_loaders(config: Config, data_path: str, device: torch.device) -> Loaders:
+    """Read the data that ``config`` asks for. Raises what ``get_loaders`` does."""
+    return get_loaders(
+        device,
+        dataset=config.dataset,
+        data_path=data_path,
+        batch_size=config.batch_size,
+        rotation=config.rotation,
+        interpolation=config.interpolation,
+        translation=config.translation,
+        scale=config.scale,
+        shear=config.shear,
+        seed=config.seed,
+        holdout=config.holdout,
+    )
+
+
+def make_parts(config: Config, device: torch.device, batches: int, num_classes: int) -> Parts:
     """Make the network, printing its summary, and what trains it over so many batches an epoch."""
     torch.manual_seed(config.seed)
-    model = Net(config.dropout)
+    model = Net(config.dropout, num_classes)
     print_summary(model)
     to_device(model, device)
     optimizer, scheduler = make_optimizer(
@@ -57,11 +75,10 @@ def make_parts(config: Config, device: torch.device, batches: int) -> Parts:
     return Parts(model, optimizer, scheduler, ema)
 
 
-def run_epoch(
-    config: Config, device: torch.device, loaders: tuple[DeviceLoader, DeviceLoader], parts: Parts, epoch: int
-) -> EpochMetrics:
+def run_epoch(config: Config, loaders: Loaders, parts: Parts, epoch: int) -> EpochMetrics:
     """Train and evaluate once, and move the schedule on. Raises ``UserError`` at a loss that is no number."""
-    begin, lr = time.perf_counter(), float(parts.scheduler.get_last_lr()[0])
+    device, begin = loaders[0].images.device, time.perf_counter()
+    lr = float(parts.scheduler.get_last_lr()[0])
     torch.manual_seed(epoch_seed(config.seed, epoch))
     loaders[0].epoch = epoch
     train_loss, train_accuracy = train(
@@ -86,22 +103,11 @@ def run_epoch(
     return EpochMetrics(epoch, lr, train_loss, train_accuracy, split, loss, accuracy, seconds)
 
 
-def run(folder: Path, progress: Progress, tensorboard: bool = False) -> None:
+def run(folder: Path, progress: Progress, loaders: Loaders, tensorboard: bool = False) -> None:
     """Train and evaluate from where ``progress`` stands, printing it all; leave the results in ``folder``."""
     config, device = progress.config, select_device(progress.device)
     print(f"Device: {device}")
-    loaders = get_loaders(
-        device,
-        batch_size=config.batch_size,
-        rotation=config.rotation,
-        interpolation=config.interpolation,
-        translation=config.translation,
-        scale=config.scale,
-        shear=config.shear,
-        seed=config.seed,
-        holdout=config.holdout,
-    )
-    parts = make_parts(config, device, len(loaders[0]))
+    parts = make_parts(config, device, len(loaders[0]), len(progress.dataset.classes))
     if progress.epoch > 0:
         checkpoint.restore(folder, progress, parts)
         print(f"\nGoing on after epoch {progress.epoch}; best accuracy so far: {progress.best_accuracy:.2f}%")
@@ -110,7 +116,7 @@ def run(folder: Path, progress: Progress, tensorboard: bool = False) -> None:
     reached = False
     for epoch in range(progress.epoch + 1, config.epochs + 1):
         print(f"\nEpoch {epoch}/{config.epochs}", flush=True)
-        row = run_epoch(config, device, loaders, parts, epoch)
+        row = run_epoch(config, loaders, parts, epoch)
         if row.eval_accuracy > progress.best_accuracy:
             print(f"New best accuracy: {row.eval_accuracy:.2f}%")
             checkpoint.save_best(folder, progress, parts.tested, row)
@@ -137,20 +143,31 @@ def main(config: Config, options: Options) -> None:
     if config.use_deterministic_algorithms:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it, before CUDA is used
         torch.use_deterministic_algorithms(True)
-    device = select_device(options.device)
+    data_path, device = options.data_path, select_device(options.device)
     if options.test_only:
-        trained = (
-            checkpoint.load_trained(Path(options.weights)) if options.weights else checkpoint.newest_trained()
-        )
+        trained = load_trained(Path(options.weights)) if options.weights else newest_trained()
         print(f"Weights: {trained}")
-        _, test_loader = get_loaders(device)
-        test(to_device(trained.model, device), device, test_loader)
+        if "dataset" in options.given and config.dataset != trained.dataset.name:
+            raise UsageError(f"argument --dataset: the weights are of {trained.dataset.name}; leave it out")
+        test(to_device(trained.model, device), device, get_test_loader(trained.dataset, data_path, device))
         return
-    with checkpoint.open_run(config, options, device) as (folder, progress):
+    # A new run reads its data before it has a folder: if they can't be had, none is left behind.
+    loaders = None if options.resume else make_loaders(config, data_path, device)
+    dataset = loaders[0].dataset if loaders else None
+    if (
+        dataset
+        and dataset.target_accuracy is None
+        and not options.given & {"early_stopping", "target_accuracy"}
+    ):
+        config = replace(config, early_stopping=False)
+    with checkpoint.open_run(config, options, device, dataset) as (folder, progress):
         if progress.finished:
             print(f"{folder} is finished: best accuracy {progress.best_accuracy:.2f}%")
-        else:
-            run(folder, progress, options.tensorboard)
+            return
+        loaders = loaders or make_loaders(progress.config, data_path, select_device(progress.device))
+        if loaders[0].dataset != progress.dataset:
+            raise UserError(f"--data-path {data_path}: not the data that {folder} was trained on")
+        run(folder, progress, loaders, options.tensorboard)
 
 
 if __name__ == "__main__":

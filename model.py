@@ -1,4 +1,4 @@
-"""The network: 9,798 parameters, one digit in, ten log-probabilities out."""
+"""The network: 9,798 parameters, one digit in, ten log-probabilities out; or as many as there are classes."""
 
 import math
 
@@ -42,7 +42,7 @@ class Net(nn.Module):
     The initialisation is PyTorch's default, drawn from the global generator.
     """
 
-    def __init__(self, dropout: float = 0.05) -> None:
+    def __init__(self, dropout: float = 0.05, num_classes: int = 10) -> None:
         super().__init__()
         #                                                     output     receptive field
         self.conv1 = nn.Conv2d(1, 10, 3, padding=1)  #        10×28×28    3
@@ -70,11 +70,11 @@ class Net(nn.Module):
         self.bn6 = nn.BatchNorm2d(16)
         self.dropout6 = Dropout(dropout)
 
-        self.conv7 = nn.Conv2d(16, 10, 1)  #                  10×7×7     32
+        self.conv7 = nn.Conv2d(16, num_classes, 1)  #         10×7×7     32
         self.gap = nn.AdaptiveAvgPool2d(1)  #                 10×1×1     28, the whole picture
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images (N, 1, 28, 28), float32 and normalised, to log-probabilities (N, 10), float32."""
+        """Map images (N, 1, 28, 28), float32, normalised, to log-probabilities (N, num_classes), float32."""
         # ReLU is a function here, as the original's summary has no row for it; in place, as that is faster.
         x = self.dropout1(self.bn1(F.relu(self.conv1(x), inplace=True)))
         x = self.dropout2(self.bn2(F.relu(self.conv2(x), inplace=True)))

@@ -1,26 +1,18 @@
-"""Data: read MNIST, distort and normalise it, hand it out in batches."""
+"""Images: distort and normalise them, hand them out in batches."""
 
-import gzip
-import hashlib
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import ORIGINAL, UserError
+from config import ORIGINAL, Options, UsageError
+from datasets import MEAN, MNIST, STD, Dataset, load_mnist, load_test, load_train, split_holdout
 
-FOLDER = Path(__file__).parent / "data" / "mnist"
-SHA256 = {  # of the archives
-    "train-images-idx3-ubyte.gz": "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",
-    "train-labels-idx1-ubyte.gz": "1787548bbe0bff1ec2ecdc0ef292b02df999e2d1a6002d27500982c652b17203",
-    "t10k-images-idx3-ubyte.gz": "1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be",
-    "t10k-labels-idx1-ubyte.gz": "b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b",
-}
-MEAN, STD = 0.1307, 0.3081  # of the training set's pixels, scaled to [0, 1]
+__all__ = ["MEAN", "STD", "load_mnist"]  # for what works with MNIST alone
+
 EVALUATION_BATCH = 250  # images at a time: large enough to be fast, small enough for a CPU's cache
 
 
@@ -32,37 +24,12 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
-def read_archive(name: str) -> bytearray:
-    """Return what the archive ``name`` of MNIST holds. Raises ``UserError`` if it is missing or damaged."""
-    path = FOLDER / name
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}): git checkout data") from None
-    if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise UserError(f"{path} is damaged, its SHA-256 is not that of MNIST: git checkout data")
-    return bytearray(gzip.decompress(content))
-
-
-def load_mnist(train: bool) -> tuple[Tensor, Tensor]:
-    """Read MNIST from the archives in data/mnist.
-
-    Returns images, uint8 (N, 28, 28), and labels, int64 (N,) in 0 to 9: 60,000 for ``train``, else
-    10,000, in the published order. Raises ``UserError`` when a file is missing or damaged.
-    """
-    part = "train" if train else "t10k"
-    # The IDX headers, 16 and 8 bytes, need no parsing: the checksum has vouched for every byte.
-    images = torch.frombuffer(read_archive(f"{part}-images-idx3-ubyte.gz"), dtype=torch.uint8, offset=16)
-    labels = torch.frombuffer(read_archive(f"{part}-labels-idx1-ubyte.gz"), dtype=torch.uint8, offset=8)
-    return images.view(-1, 28, 28), labels.long()
-
-
-def normalize(images: Tensor) -> Tensor:
-    """Bring pixels from 0..255 to mean 0 and deviation 1 over the training set, in float32.
+def normalize(images: Tensor, dataset: Dataset = MNIST) -> Tensor:
+    """Bring pixels from 0..255 to mean 0 and deviation 1 over the training set of ``dataset``, in float32.
 
     ``images``, of any shape, is uint8; or float32, and is then changed in place.
     """
-    return images.float().div_(255 * STD).sub_(MEAN / STD)
+    return images.float().div_(255 * dataset.std).sub_(dataset.mean / dataset.std)
 
 
 def affine(
@@ -113,6 +80,7 @@ class DeviceLoader:
     labels: Tensor
     batch_size: int
     _: KW_ONLY
+    dataset: Dataset = MNIST  # that they are of
     seed: int | None = None
     epoch: int = 1  # of the next pass
     rotation: float = 0.0
@@ -128,7 +96,7 @@ class DeviceLoader:
         if self.seed is None:
             for start in range(0, len(self.labels), self.batch_size):
                 batch = slice(start, start + self.batch_size)
-                yield normalize(self.images[batch, None]), self.labels[batch]
+                yield normalize(self.images[batch, None], self.dataset), self.labels[batch]
             return
         device = self.images.device
         generator = torch.Generator(device).manual_seed(epoch_seed(self.seed, self.epoch))
@@ -146,24 +114,17 @@ class DeviceLoader:
                     shear=draw[:, 5] * self.shear,
                     interpolation=self.interpolation,
                 )
-            yield normalize(images), self.labels.index_select(0, index)
+            yield normalize(images, self.dataset), self.labels.index_select(0, index)
 
 
-def split_holdout(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Choose ``count`` of the ``labels``, int64 (N,), so that each class keeps its share.
-
-    Returns the indices of the others and of the chosen, int64, always the same for the same labels.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(9798))
-    by_class = order[labels[order].argsort(stable=True)]
-    chosen = torch.zeros(len(labels), dtype=torch.bool)
-    chosen[by_class[torch.arange(count) * len(labels) // max(count, 1)]] = True
-    return (~chosen).nonzero().view(-1), chosen.nonzero().view(-1)
+Loaders = tuple[DeviceLoader, DeviceLoader]  # for training and for evaluation
 
 
 def get_loaders(
     device: torch.device,
     *,
+    dataset: str = ORIGINAL.dataset,
+    data_path: str = Options.data_path,
     batch_size: int = ORIGINAL.batch_size,
     rotation: float = ORIGINAL.rotation,
     interpolation: str = ORIGINAL.interpolation,
@@ -172,25 +133,29 @@ def get_loaders(
     shear: float = ORIGINAL.shear,
     seed: int = ORIGINAL.seed,
     holdout: int = ORIGINAL.holdout,
-) -> tuple[DeviceLoader, DeviceLoader]:
-    """Put MNIST on ``device`` and make the loaders for training and for evaluation.
+) -> Loaders:
+    """Put the data set named ``dataset`` on ``device`` and make the loaders for training and for evaluation.
 
-    They hold the 60,000 training and the 10,000 test images; with ``holdout``, that many training
-    images are kept for evaluation instead, the same ones always, and the test set stays out of it.
-    ``seed`` determines the order and distortions of the training images. Raises ``UserError``
-    when a file of MNIST is missing or damaged.
+    They hold the training and the test images; with ``holdout``, that many training images are kept for
+    evaluation instead, the same ones always, and the test set stays out of it. ``data_path`` is where a data
+    set lies, or is downloaded to, that isn't MNIST. ``seed`` determines the order and distortions of the
+    training images. Raises ``UserError``, which says how to get what is missing, and ``OSError``.
     """
-    images, labels = load_mnist(train=True)
+    described, (images, labels) = load_train(dataset, data_path)
+    if holdout >= len(labels):
+        raise UsageError(f"argument --holdout: must be less than the {len(labels):,} training images")
     if holdout:
         train_index, holdout_index = split_holdout(labels, holdout)
-        test_images, test_labels = images[holdout_index], labels[holdout_index]
+        held_out = images[holdout_index].to(device), labels[holdout_index].to(device)
+        test_loader = DeviceLoader(*held_out, EVALUATION_BATCH, dataset=described)
         images, labels = images[train_index], labels[train_index]
     else:
-        test_images, test_labels = load_mnist(train=False)
+        test_loader = get_test_loader(described, data_path, device)
     train_loader = DeviceLoader(
         images.to(device),
         labels.to(device),
         batch_size,
+        dataset=described,
         seed=seed,
         rotation=rotation,
         interpolation=interpolation,
@@ -198,4 +163,10 @@ def get_loaders(
         scale=scale,
         shear=shear,
     )
-    return train_loader, DeviceLoader(test_images.to(device), test_labels.to(device), EVALUATION_BATCH)
+    return train_loader, test_loader
+
+
+def get_test_loader(dataset: Dataset, data_path: str, device: torch.device) -> DeviceLoader:
+    """Put the test set of ``dataset`` on ``device`` and make its loader. Raises what ``load_test`` does."""
+    images, labels = load_test(dataset, data_path)
+    return DeviceLoader(images.to(device), labels.to(device), EVALUATION_BATCH, dataset=dataset)

@@ -1,11 +1,15 @@
-"""Predict the digit in pictures: ``python -m predict IMAGE…``. ``--help`` lists the flags."""
+"""Predict what pictures show: ``python -m predict IMAGE…``. ``--help`` lists the flags."""
 
 from config import Parser, UserError, end_in_one_line
 
 if __name__ == "__main__":
     end_in_one_line("predict")
-    parser = Parser("python -m predict", "Predict which digit each picture holds.")
-    text = "picture of one digit, in any size, colours and format that Pillow opens; -: standard input"
+    parser = Parser(
+        "python -m predict", "Predict each picture's class: by the project's own weights, its digit."
+    )
+    text = (
+        "picture of one digit or thing, in any size, colours and format that Pillow opens; -: standard input"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=text)
     text = "file of the weights (default: the newest run's, else the project's own)"
     parser.add_argument("--weights", metavar="FILE", help=text)
@@ -21,6 +25,7 @@ import torch
 from torch import Tensor
 
 from checkpoint import load_trained, newest_trained
+from datasets import MNIST, Dataset
 from model import Net
 from predict.preprocess import preprocess_file
 from utils import EVALUATION_BATCH, normalize
@@ -28,29 +33,35 @@ from utils import EVALUATION_BATCH, normalize
 
 @dataclass(frozen=True)
 class Prediction:
-    """The network's two most probable digits, 0 to 9, for a file, with their probabilities, in [0, 1]."""
+    """The network's two most probable classes for a file, with their probabilities, in [0, 1].
+
+    The classes are MNIST's digits, as int, or another data set's names.
+    """
 
     file: str
-    prediction: int
+    prediction: int | str
     confidence: float
-    runner_up: int
+    runner_up: int | str
     runner_up_confidence: float
 
     def __str__(self) -> str:
-        text = f"{printable(self.file)}: {self.prediction} ({self.confidence:.2%}), "
-        return text + f"runner-up {self.runner_up} ({self.runner_up_confidence:.2%})"
+        text = f"{printable(self.file)}: {printable(str(self.prediction))} ({self.confidence:.2%}), "
+        return text + f"runner-up {printable(str(self.runner_up))} ({self.runner_up_confidence:.2%})"
 
 
 def printable(name: str) -> str:
-    """Return the file name ``name`` as it can stand in one line."""
+    """Return the name ``name``, of a file or class, as it can stand in one line."""
     return name if name.isprintable() else ascii(name)
 
 
-def read_image(name: str) -> Tensor | None:
-    """Return the digit in the file ``name``, uint8 (28, 28), or None after a line on stderr; '-' is stdin."""
+def read_image(name: str, dataset: Dataset = MNIST) -> Tensor | None:
+    """Return the file ``name`` as an image of ``dataset``, uint8 (28, 28), or None after a line on stderr.
+
+    '-' is stdin.
+    """
     try:
         with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-            return torch.from_numpy(preprocess_file(file))
+            return torch.from_numpy(preprocess_file(file, dataset))
     except (OSError, UserError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         print(f"predict: error: {printable(name)}: {reason}", file=sys.stderr)
@@ -58,12 +69,14 @@ def read_image(name: str) -> Tensor | None:
 
 
 @torch.inference_mode()
-def predict(model: Net, files: list[str], images: Tensor) -> list[Prediction]:
+def predict(model: Net, files: list[str], images: Tensor, dataset: Dataset = MNIST) -> list[Prediction]:
     """Return the predictions of ``model``, in evaluation mode, for ``images``, uint8 (N, 28, 28)."""
     batches = torch.split(images.unsqueeze(1), EVALUATION_BATCH)
-    probabilities = torch.cat([model(normalize(batch)) for batch in batches]).exp()
-    (first, second), (digit, runner_up) = (top.T.tolist() for top in probabilities.topk(2))
-    return list(map(Prediction, files, digit, first, runner_up, second))
+    probabilities = torch.cat([model(normalize(batch, dataset)) for batch in batches]).exp()
+    (first, second), labels = (top.T.tolist() for top in probabilities.topk(2))
+    names: list[int] | list[str] = list(range(10)) if dataset == MNIST else list(dataset.classes)
+    prediction, runner_up = ([names[label] for label in row] for row in labels)
+    return list(map(Prediction, files, prediction, first, runner_up, second))
 
 
 def main(files: list[str], weights: str | None, as_json: bool) -> int:
@@ -73,9 +86,12 @@ def main(files: list[str], weights: str | None, as_json: bool) -> int:
     """
     trained = newest_trained() if weights is None else load_trained(Path(weights))
     print(f"Weights: {trained}", file=sys.stderr)
-    images = [(name, image) for name in files if (image := read_image(name)) is not None]
+    images = [(name, image) for name in files if (image := read_image(name, trained.dataset)) is not None]
     readable = [name for name, _ in images]
-    predictions = predict(trained.model, readable, torch.stack([i for _, i in images])) if images else []
+    predictions: list[Prediction] = []
+    if images:
+        stacked = torch.stack([image for _, image in images])
+        predictions = predict(trained.model, readable, stacked, trained.dataset)
     lines = [json.dumps(list(map(asdict, predictions)), indent=2)] if as_json else map(str, predictions)
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
     return 0 if len(predictions) == len(files) else 1

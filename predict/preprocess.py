@@ -1,11 +1,11 @@
-"""Bring any picture of a digit into MNIST's own form.
+"""Bring any picture into the data set's own form; one of a digit into MNIST's.
 
 MNIST's authors (LeCun, Cortes, Burges, http://yann.lecun.com/exdb/mnist/) took black-and-white digits,
 scaled each to fit 20×20 pixels, its aspect kept, by anti-aliasing, and put its centre of mass at the centre
 of 28×28. ``preprocess`` does the same to a picture as it comes, in the steps below. All numbers are float64;
 round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coordinate.
 
-``load`` makes colours of the file:
+``datasets.read_colors`` makes colours of the file:
 
 1.  Turn the picture as its EXIF tag says. 16-bit greys are divided by 65535, 8-bit values by 255; 32-bit
     and floating-point greys are stretched from their own minimum and maximum to 0 and 1.
@@ -42,18 +42,14 @@ round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coord
 """
 
 import math
-import warnings
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from config import UserError
+from datasets import MNIST, Dataset, Floats, PictureError, border, fit, read_colors, read_picture
 
-Floats = NDArray[np.float64]
-
-LONGEST_SIDE = 1000  # pixels; more would only cost time, as 20 are left in the end
 MIN_CONTRAST = 0.1  # of the way from black to white
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
 STRONG, SPECKS = 0.35, 0.01  # ink that counts for the digit's box; share of it that may lie outside at a side
@@ -61,41 +57,12 @@ TIE = 1e-6  # pixels; more than float64 errs in step 10
 DIGIT, FRAME = 20, 28  # pixels: the digit's longer side, the picture's sides
 
 
-class PictureError(UserError):
-    """No digit can be had from a picture; the message says why."""
-
-
-def load(picture: Image.Image) -> Floats:
-    """Return the colours of ``picture``, RGB (H, W, 3) in [0, 1]: steps 1 to 3.
-
-    Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
-    """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I;16"):
-        low, high, picture = 0.0, 65535.0, picture.convert("I")
-    elif picture.mode in ("I", "F"):
-        low, high = (float(value) for value in picture.getextrema())  # type: ignore[arg-type]
-    else:
-        low, high, picture = 0.0, 255.0, picture.convert("RGBA")
-    longer = max(picture.size)
-    if longer > LONGEST_SIDE:
-        picture = picture.reduce(math.ceil(longer / LONGEST_SIDE))
-    values = (np.asarray(picture, dtype=np.float64) - low) / max(high - low, 1e-9)
-    if values.ndim == 2:
-        return np.repeat(values[:, :, None], 3, axis=2)
-    rgb, alpha = values[:, :, :3], values[:, :, 3:]
-    opaque = (rgb * alpha).sum(axis=(0, 1)) / max(alpha.sum(), 1e-9)
-    ground = 1.0 if (1 - opaque).max() >= opaque.max() else 0.0
-    return np.asarray(rgb * alpha + ground * (1 - alpha))
-
-
 def find_ink(rgb: Floats) -> Floats:
     """Return how far each pixel of ``rgb`` (H, W, 3) is from the background, (H, W) in [0, 1]: steps 4 and 5.
 
     Raises ``PictureError`` where the picture is blank.
     """
-    border = np.concatenate([rgb[0], rgb[-1], rgb[1:-1, 0], rgb[1:-1, -1]])
-    ink: Floats = np.abs(rgb - np.median(border, axis=0)).max(axis=2)
+    ink: Floats = np.abs(rgb - np.median(border(rgb), axis=0)).max(axis=2)
     if not ink.max() >= MIN_CONTRAST:
         raise PictureError("it is blank: nothing in it stands out from the background")
     return ink
@@ -148,28 +115,19 @@ def centre(ink: Floats) -> Floats:
 def preprocess(picture: Image.Image) -> NDArray[np.uint8]:
     """Return the digit in ``picture`` as MNIST has it, uint8 (28, 28), light on dark: steps 1 to 10.
 
-    Raises ``PictureError`` where the picture is blank, and what ``load`` raises.
+    Raises ``PictureError`` where the picture is blank, and what ``read_colors`` raises.
     """
-    return np.floor(centre(find_ink(load(picture))) * 255 + 0.5).astype(np.uint8)
+    return np.floor(centre(find_ink(read_colors(picture))) * 255 + 0.5).astype(np.uint8)
 
 
-def preprocess_file(file: BinaryIO) -> NDArray[np.uint8]:
-    """Return the digit in the picture in ``file``, as ``preprocess`` does; an animation's first frame.
+def preprocess_file(file: BinaryIO, dataset: Dataset = MNIST) -> NDArray[np.uint8]:
+    """Return the picture in ``file`` as an image of ``dataset``, uint8 (28, 28); an animation's first frame.
 
+    Where they have MNIST's form, that is what ``preprocess`` makes of it. Else it is scaled whole by
+    ``datasets.fit``, and inverted if the data set's images are light on dark and its border is light.
     Raises ``PictureError`` where there is none: no picture, a damaged, enormous or blank one.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged metadata: if the pixels can be had, that is enough
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(file) as picture:
-                return preprocess(picture)
-        except PictureError:
-            raise
-        except UnidentifiedImageError:
-            raise PictureError("it is not a picture that Pillow can read") from None
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise PictureError(f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-        except Exception as error:  # Pillow's decoders have no common error: each has its own
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise PictureError(f"it is damaged: {reason}") from None
+    if dataset.digit_like:
+        return read_picture(file, preprocess)
+    image = read_picture(file, fit)
+    return 255 - image if dataset.light_on_dark and np.median(border(image)) > 127 else image

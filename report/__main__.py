@@ -1,12 +1,14 @@
 """Report on a run: ``python -m report [RUN]`` writes report.html and its figures into the run's folder."""
 
-from config import Parser, UserError, end_in_one_line, value_type
+from config import Options, Parser, UserError, end_in_one_line, value_type
 
 if __name__ == "__main__":
     end_in_one_line("report")
     parser = Parser("python -m report", "Write report.html and its figures into a run's folder.")
     text = "folder of the run (default: the newest under runs/, else the project's own weights/)"
     parser.add_argument("run", nargs="?", metavar="RUN", help=text)
+    text = "where the data set lies, or is downloaded to; MNIST came with the project"
+    parser.add_argument("--data-path", default=Options.data_path, metavar="DIR", help=text)
     args = parser.parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
 
 import base64
@@ -22,8 +24,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from checkpoint import EpochMetrics, Trained, load_trained, newest_trained, replace_file
+from datasets import MNIST, load_test
 from report import scores
-from utils import load_mnist
 
 if TYPE_CHECKING:
     from report.figures import Plot  # which needs matplotlib
@@ -100,8 +102,10 @@ def section(plot: "Plot", source: str = "", more: str = "") -> str:
     )
 
 
-def write_report(trained: Trained) -> str:
+def write_report(trained: Trained, data_path: str) -> str:
     """Write the report on the run of ``trained`` into its folder, and return a line on its result.
+
+    ``data_path`` is where its data set lies, or is downloaded to, if that isn't MNIST.
 
     Raises ``UserError`` and ``OSError``; where it can be, before the first file is written.
     """
@@ -113,18 +117,19 @@ def write_report(trained: Trained) -> str:
     metrics = read_metrics(folder / "metrics.csv")
     if best is None or trained.config is None or best not in metrics:
         raise UserError(f"{folder}: the epoch of best.pt is not in metrics.csv: they are not of one run")
-    images, labels = load_mnist(train=False)
-    predictions, confidence = scores.predict(trained.model, images)
+    dataset, classes = trained.dataset, trained.dataset.classes
+    images, labels = load_test(dataset, data_path)
+    predictions, confidence = scores.predict(trained.model, images, dataset)
     is_correct = predictions == labels
-    counts, correct = scores.confusion_matrix(labels, predictions), int(is_correct.sum())
+    counts, correct = scores.confusion_matrix(labels, predictions, len(classes)), int(is_correct.sum())
 
     curves = figures.curves(metrics, best.epoch, split_name(best))
     filters = figures.filters(trained.model.conv1.weight.detach(), best.epoch)
     on_test_set = [
-        figures.confusion_matrix(counts),
-        figures.accuracy_by_class(counts),
+        figures.confusion_matrix(counts, classes),
+        figures.accuracy_by_class(counts, classes),
         figures.calibration(scores.calibration(confidence, is_correct)),
-        figures.mistakes(images, labels, predictions, confidence),
+        figures.mistakes(images, labels, predictions, confidence, classes),
     ]
     source = f"Test set, {len(labels):,} images, epoch {best.epoch}. "
     sections = [section(curves, more=epochs_table(metrics))]
@@ -133,6 +138,7 @@ def write_report(trained: Trained) -> str:
     sections.append(values_section("Versions", trained.versions))
     page = Template(PAGE.read_text(encoding="utf-8")).substitute(
         name=escape(folder.resolve().name),
+        dataset="MNIST" if dataset == MNIST else escape(dataset.name),
         accuracy=f"{correct / len(labels):.2%}",
         parameters=f"{sum(p.numel() for p in trained.model.parameters()):,}",
         lead=lead(metrics, best, correct, len(labels)),
@@ -145,12 +151,12 @@ def write_report(trained: Trained) -> str:
     return f"{folder / 'report.html'}: {result}, epoch {best.epoch}"
 
 
-def main(run: str | None) -> None:
+def main(run: str | None, data_path: str = Options.data_path) -> None:
     """Write the report on ``run`` and print its result. Raises ``UserError`` and ``OSError``."""
     trained = newest_trained() if run is None else load_trained(Path(run) / "best.pt")
     print(f"Weights: {trained}", flush=True)
-    print(write_report(trained))
+    print(write_report(trained, data_path))
 
 
 if __name__ == "__main__":
-    main(args.run)
+    main(args.run, args.data_path)

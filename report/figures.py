@@ -1,6 +1,7 @@
 """The figures of a run, as PNG with their captions. Importing it changes none of matplotlib's settings."""
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +14,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from torch import Tensor
 
 from checkpoint import EpochMetrics
+from datasets import MNIST
 from report import scores
 
 # Okabe and Ito's colours (2008), told apart by colour-blind readers too.
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
 WIDTH, DPI = 5.2, 200  # inches: on a phone a point of text is then about a CSS pixel
 MOST_MISTAKES = 150  # in their figure: a trained network has some 60, a bad one thousands
+LONGEST_NAME = 12  # characters of a class's name in a figure
 INTERVALS = "The bars are 95% confidence intervals (Wilson 1927)."
 STYLE = {
     "font.size": 9,
@@ -36,6 +39,7 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "lines.markersize": 4,
+    "text.parse_math": False,  # a class may have a dollar sign in its name
 }
 styled = style.context(["default", STYLE])  # a decorator: not the style of the reader's own matplotlibrc
 
@@ -49,6 +53,11 @@ class Plot:
     title: str
     caption: str  # HTML
     alt: str
+
+
+def shorten(classes: Sequence[str]) -> list[str]:
+    """Return the names of the ``classes`` as a figure has room for them."""
+    return [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in classes]
 
 
 def new_figure(height: float) -> Figure:
@@ -105,12 +114,13 @@ def curves(metrics: list[EpochMetrics], best: int, split: str) -> Plot:
 
 
 @styled
-def confusion_matrix(counts: Tensor) -> Plot:
-    """Draw ``counts``, int64 (10, 10), images by label (row) and prediction (column)."""
-    table, diagonal = counts.numpy(), np.eye(10, dtype=bool)
+def confusion_matrix(counts: Tensor, classes: Sequence[str] = MNIST.classes) -> Plot:
+    """Draw ``counts``, int64 (N, N), images by label (row) and prediction (column), of N ``classes``."""
+    names, size = shorten(classes), len(classes)
+    table, diagonal = counts.numpy(), np.eye(size, dtype=bool)
     wrong = np.where(diagonal, 0, table)
     most = max(int(wrong.max()), 1)
-    figure = new_figure(5.0)
+    figure, font = new_figure(5.0), min(9, 120 / size)
     axes = figure.add_subplot()
     # The diagonal has one flat colour of its own: on one scale with 1,000 a count of 5 can't be seen.
     axes.imshow(np.where(wrong > 0, wrong, np.nan), cmap="Oranges", vmin=-most / 4, vmax=1.2 * most)
@@ -118,30 +128,32 @@ def confusion_matrix(counts: Tensor) -> Plot:
     for label, prediction in np.argwhere(table):
         color = "white" if wrong[label, prediction] > 0.6 * most else INK
         text = f"{table[label, prediction]}"
-        axes.text(prediction, label, text, ha="center", va="center", color=color)
-    axes.set(xticks=range(10), yticks=range(10), xlabel="prediction", ylabel="label")
-    axes.set_xticks(np.arange(-0.5, 10), minor=True)
-    axes.set_yticks(np.arange(-0.5, 10), minor=True)
+        axes.text(prediction, label, text, ha="center", va="center", color=color, fontsize=font)
+    axes.set(xlabel="prediction", ylabel="label")
+    axes.set_xticks(range(size), names, fontsize=font, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(size), names, fontsize=font)
+    axes.set_xticks(np.arange(-0.5, size), minor=True)
+    axes.set_yticks(np.arange(-0.5, size), minor=True)
     axes.grid(False)
     axes.grid(which="minor", color="#e4e4e4", linewidth=0.6)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    label, prediction = divmod(int(wrong.argmax()), 10)
+    label, prediction = divmod(int(wrong.argmax()), size)
     alt = f"Confusion matrix with {wrong.sum():,} mistakes; the most frequent, {wrong.max()} times: "
-    alt += f"{label} predicted as {prediction}."
+    alt += f"{classes[label]} predicted as {classes[prediction]}."
     caption = "The stronger a mistake's colour, the more frequent it is; an empty field is 0."
     return Plot("confusion.png", to_png(figure), "Confusion matrix", caption, alt)
 
 
 @styled
-def accuracy_by_class(counts: Tensor) -> Plot:
-    """Draw the accuracy of each digit from ``counts``, a confusion matrix, int64 (10, 10)."""
+def accuracy_by_class(counts: Tensor, classes: Sequence[str] = MNIST.classes) -> Plot:
+    """Draw the accuracy of each of N ``classes`` from ``counts``, a confusion matrix, int64 (N, N)."""
     correct, total = counts.diagonal(), counts.sum(dim=1)
     accuracy = 100 * (correct / total).numpy()
     overall = 100 * float(correct.sum() / total.sum())
-    figure = new_figure(3.8)
+    figure = new_figure(3.8 * max(len(classes), 4) / 10)
     axes = figure.add_subplot()
-    rows = range(10)
+    rows = range(len(classes))
     low, high = (100 * end.numpy() for end in scores.wilson(correct, total))
     axes.hlines(rows, low, high, color=BLUE, alpha=0.35, linewidth=5)
     axes.plot(accuracy, rows, "o", color=BLUE, markersize=6)
@@ -150,10 +162,11 @@ def accuracy_by_class(counts: Tensor) -> Plot:
     for row in rows:
         text = f"{accuracy[row]:.2f}, {total[row] - correct[row]} of {total[row]} wrong"
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-    axes.set(yticks=rows, ylim=(9.6, -0.7), xlabel="accuracy, %", ylabel="label")
+    axes.set(ylim=(len(classes) - 0.4, -0.7), xlabel="accuracy, %", ylabel="label")
+    axes.set_yticks(rows, shorten(classes))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    alt = "Accuracy by class: " + ", ".join(f"{row}: {accuracy[row]:.2f}%" for row in rows) + "."
+    alt = "Accuracy by class: " + ", ".join(f"{classes[row]}: {accuracy[row]:.2f}%" for row in rows) + "."
     caption = f"{INTERVALS} Where they overlap, the difference may be chance."
     return Plot("accuracy_by_class.png", to_png(figure), "Accuracy by class", caption, alt)
 
@@ -188,30 +201,38 @@ def calibration(values: scores.Calibration) -> Plot:
 
 
 @styled
-def mistakes(images: Tensor, labels: Tensor, predictions: Tensor, confidence: Tensor) -> Plot:
-    """Draw the ``images``, uint8 (N, 28, 28), that are predicted wrong, five to a line, at most 150.
+def mistakes(
+    images: Tensor,
+    labels: Tensor,
+    predictions: Tensor,
+    confidence: Tensor,
+    classes: Sequence[str] = MNIST.classes,
+) -> Plot:
+    """Draw the ``images``, uint8 (N, 28, 28), that are predicted wrong, at most 150.
 
     ``labels`` and ``predictions`` are int64 (N,), ``confidence`` float64 (N,) in (0, 1].
     """
+    names = shorten(classes)
     wrong = scores.mistakes(labels, predictions, confidence)
     drawn = wrong[:MOST_MISTAKES].tolist()
-    columns, pitch_x, pitch_y = 5, 32, 37  # pixels of MNIST from one image to the next
+    # To a line five images with digits below them, three with names; pixels from one image to the next.
+    columns, pitch_x, pitch_y, font = (5, 32, 37, 8.5) if max(map(len, names)) <= 2 else (3, 53, 37, 7.0)
     lines = max(-(-len(drawn) // columns), 1)
     sheet = np.zeros((lines * pitch_y, columns * pitch_x), dtype=np.uint8)
     figure = new_figure(WIDTH * lines * pitch_y / (columns * pitch_x))
     axes = figure.add_subplot()
     for place, i in enumerate(drawn):
-        top, left = place // columns * pitch_y, place % columns * pitch_x + 2
+        top, left = place // columns * pitch_y, place % columns * pitch_x + (pitch_x - 28) // 2
         sheet[top : top + 28, left : left + 28] = images[i].numpy()
-        text = f"{labels[i]} → {predictions[i]}, {confidence[i]:.1%}"
-        axes.text(left + 13.5, top + 31.5, text, ha="center", va="center", fontsize=8.5)
+        text = f"{names[int(labels[i])]} → {names[int(predictions[i])]}, {confidence[i]:.1%}"
+        axes.text(left + 13.5, top + 31.5, text, ha="center", va="center", fontsize=font)
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     axes.set_axis_off()
     if not drawn:
         axes.text(columns * pitch_x / 2, pitch_y / 2, "none", ha="center", va="center")
     which = "All of them" if len(drawn) == len(wrong) else f"The {MOST_MISTAKES} of the highest confidence"
     caption = f"{which}, by descending confidence: label → prediction, its confidence."
-    pairs = ", ".join(f"{labels[i]} as {predictions[i]}" for i in drawn)
+    pairs = ", ".join(f"{classes[int(labels[i])]} as {classes[int(predictions[i])]}" for i in drawn)
     title = f"Mistakes: {len(wrong):,} of {len(labels):,}"
     return Plot("mistakes.png", to_png(figure), title, caption, f"Images predicted wrong: {pairs or 'none'}.")
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datasets import MNIST, Dataset
 from model import Net
 from utils import EVALUATION_BATCH, normalize
 
@@ -20,20 +21,21 @@ class Calibration:
 
 
 @torch.inference_mode()
-def predict(model: Net, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Classify ``images``, uint8 (N, 28, 28), by ``model``, in evaluation mode, on the CPU.
+def predict(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[Tensor, Tensor]:
+    """Classify ``images`` of ``dataset``, uint8 (N, 28, 28), by ``model``, in evaluation mode, on the CPU.
 
     Returns the predictions, int64 (N,), and the confidence of each, its probability, float64 (N,) in (0, 1].
     """
     batches = torch.split(images.unsqueeze(1), EVALUATION_BATCH)
-    log_probs = torch.cat([model(normalize(batch)) for batch in batches]).double()
+    log_probs = torch.cat([model(normalize(batch, dataset)) for batch in batches]).double()
     confidence, predictions = log_probs.max(dim=1)
     return predictions, confidence.exp()
 
 
-def confusion_matrix(labels: Tensor, predictions: Tensor) -> Tensor:
-    """Count images by label (row) and prediction (column): both int64 (N,) in 0 to 9, to int64 (10, 10)."""
-    return torch.bincount(10 * labels + predictions, minlength=100).view(10, 10)
+def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int = 10) -> Tensor:
+    """Count images by label (row) and prediction (column): both int64 (N,), to int64 (classes, classes)."""
+    counts = torch.bincount(classes * labels + predictions, minlength=classes**2)
+    return counts.view(classes, classes)
 
 
 def mistakes(labels: Tensor, predictions: Tensor, confidence: Tensor) -> Tensor:

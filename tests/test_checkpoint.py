@@ -23,8 +23,10 @@ from checkpoint import (
     save_checkpoint,
 )
 from config import ORIGINAL, UserError
+from datasets import MNIST, Dataset
 from model import Net
 
+LETTERS = Dataset("folder", ("a", "b", "c"), 0.25, 0.5, True, False, None)
 ROW = EpochMetrics(1, 0.1, 2.0, 50.0, "test", 1.0, 60.0, 9.5)
 
 
@@ -145,6 +147,45 @@ def test_a_good_checkpoint_comes_back_whole(tmp_path: Path) -> None:
     found = trained.model.state_dict()
     assert all(torch.equal(found[name], value) for name, value in content["model"].items())
     assert str(trained) == f"{tmp_path / 'best.pt'} (epoch 1: 60.00% on the test set)"
+
+
+def test_the_data_set_comes_back_and_decides_the_classes(tmp_path: Path) -> None:
+    content = good() | {"model": Net(num_classes=3).state_dict(), "dataset": asdict(LETTERS)}
+    save_checkpoint(tmp_path / "best.pt", content)
+    trained = load_trained(tmp_path / "best.pt")
+    assert trained.dataset == LETTERS and trained.model.conv7.out_channels == 3
+    save_checkpoint(tmp_path / "best.pt", content | {"dataset": asdict(replace(LETTERS, classes=("a", "b")))})
+    assert "another network" in refused(tmp_path / "best.pt")
+    save_checkpoint(tmp_path / "best.pt", good())  # from before there were others
+    assert load_trained(tmp_path / "best.pt").dataset == MNIST
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {"classes": ["a", "b", "c"]},
+            {"classes": ("a",)},
+            {"classes": ("a", "b", 3)},
+            {"name": None},
+            {"mean": 3.0},
+        ),
+        *(
+            {"std": 0.0},
+            {"std": float("nan")},
+            {"mean": "0.1"},
+            {"digit_like": 1},
+            {"target_accuracy": "99"},
+            {"x": 1},
+        ),
+    ],
+)
+def test_a_data_set_that_cannot_be_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+    content = good() | {"model": Net(num_classes=3).state_dict(), "dataset": asdict(LETTERS) | change}
+    save_checkpoint(tmp_path / "best.pt", content)
+    assert "another Dataset" in refused(tmp_path / "best.pt")
+    save_checkpoint(tmp_path / "best.pt", content | {"dataset": 3})
+    refused(tmp_path / "best.pt")
 
 
 def test_bare_weights_are_taken_and_nothing_is_said_of_them(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ REFUSED = [  # flags; what the message says of them
     (["--recipe", "Original"], "argument --recipe: must be one of default, fast, original"),
     (["--recipe"], "argument --recipe: expected one argument"),
     (["--weights", "best.pt"], "argument --weights: only allowed with argument --test-only"),
+    (["--dataset", "cifar"], "argument --dataset: must be one of mnist, fashion-mnist, kmnist, folder, not"),
+    (["--dataset", "folder"], "argument --dataset: folder needs --data-path"),
     (["--resume", "runs/x", "--output-dir", "runs/y"], "argument --output-dir: not allowed with"),
     (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
     (["extra"], "unrecognized arguments: extra"),

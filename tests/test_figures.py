@@ -39,6 +39,23 @@ def test_extreme_predictions_are_drawn(right: int) -> None:
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [2, 60])
+def test_any_number_of_classes_with_any_names_is_drawn(count: int) -> None:
+    classes = [f"${i} a class_{i} with a name that is much too long" for i in range(count)]
+    labels = torch.arange(4 * count) % count
+    predictions = (labels + torch.arange(4 * count) % 2) % count
+    counts, confidence = scores.confusion_matrix(labels, predictions, count), torch.ones(4 * count).double()
+    assert counts.shape == (count, count) and int(counts.sum()) == 4 * count
+    images = torch.zeros(4 * count, 28, 28, dtype=torch.uint8)
+    plots = [
+        figures.confusion_matrix(counts, classes),
+        figures.accuracy_by_class(counts, classes),
+        figures.mistakes(images, labels, predictions, confidence, classes),
+    ]
+    assert all(plot.png[:4] == b"\x89PNG" and classes[1] in plot.alt for plot in plots)
+
+
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("loss", "accuracy"), [(1e-9, 100.0), (float("nan"), 0.0)])
 def test_extreme_epochs_are_drawn(loss: float, accuracy: float) -> None:
     row = EpochMetrics(1, 0.0, loss, accuracy, "test", loss, accuracy, 1.0)

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, SHORT, Command, Set
+from PIL import Image
 from torch import Tensor
 
 import main
-from checkpoint import load_trained, locked
+from checkpoint import load_progress, load_trained, locked, newest_trained
 from config import UsageError, UserError, parse_args, select_device
 from model import Net
 from train import train
@@ -283,6 +284,75 @@ def test_deterministic_algorithms_change_nothing_on_a_cpu(
         torch.use_deterministic_algorithms(False)
     one, other = (torch.load(tmp_path / n / "last.pt", weights_only=True)["model"] for n in "ab")
     assert same(one, other)
+
+
+def make_folder(root: Path, classes: str = "abc") -> Path:
+    """Write 12 pictures for each of the ``classes``, 40×30 and of a grey of its own, but for a pixel."""
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            picture = Image.new("L", (40, 30), 60 * number + 40)
+            picture.putpixel((20, i), 255)
+            picture.save(root / name / f"{i:02}.png")
+    return root
+
+
+def test_a_run_on_a_folder_of_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Stopped, resumed and evaluated, with what depends on the data read back from its checkpoints."""
+    monkeypatch.chdir(tmp_path)
+    data, other = make_folder(tmp_path / "my data"), make_folder(tmp_path / "other", "abcd")
+    flags = ["--device", "cpu", "--epochs", "2", "--batch-size", "8", "--dataset", "folder"]
+
+    def stop(*rest: Any, **more: Any) -> tuple[float, float]:
+        if more["epoch"] > 1:
+            raise KeyboardInterrupt
+        return train(*rest, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(main, "train", stop)
+        call(*flags, "--data-path", str(data), "--output-dir", "runs/a")
+    assert str(caught.value).endswith(f"main.py --resume runs/a --data-path '{data}'")
+    with pytest.raises(UserError, match=r"--data-path .*other: not the data that runs/a was trained on"):
+        call("--resume", "runs/a", "--data-path", str(other))
+    with pytest.raises(UsageError, match="argument --dataset: the run has folder, not mnist"):
+        call("--resume", "runs/a", "--dataset", "mnist")
+    capsys.readouterr()
+    moved = data.rename(tmp_path / "moved")
+    call("--resume", "runs/a", "--data-path", str(moved))
+    out = capsys.readouterr().out
+    assert "Total parameters: 9,679\n" in out  # seven channels fewer, of 16 weights and a bias each
+    assert "Accuracy at the end of the schedule: " in out  # no early stop
+    trained = newest_trained()
+    assert trained.dataset == load_progress(Path("runs/a")).dataset
+    assert trained.dataset.classes == ("a", "b", "c") and trained.model.conv7.out_channels == 3
+    assert str(trained).endswith("% on the test set of folder)")
+    call("--test-only", "--data-path", str(moved), "--device", "cpu")
+    assert re.search(r"Accuracy: \d/8 \(", capsys.readouterr().out)
+    with pytest.raises(UserError, match="the test set has not the classes trained on: d"):
+        call("--test-only", "--data-path", str(other))
+    with pytest.raises(UsageError, match="argument --dataset: the weights are of folder; leave it out"):
+        call("--test-only", "--dataset", "kmnist")
+
+
+@pytest.mark.parametrize("flags", [[], ["--early-stopping"], ["--target-accuracy", "90"]])
+def test_another_data_set_has_no_early_stop_unless_asked(
+    flags: list[str], fake: list[float], tmp_path: Path, capsys: Capture
+) -> None:
+    fake += [99.5, 99.6]
+    call(
+        *("--dataset", "folder", "--data-path", str(make_folder(tmp_path / "data")), "--epochs", "2"),
+        *("--device", "cpu", "--output-dir", str(tmp_path / "run"), *flags),
+    )
+    assert ("reached at epoch 1!" in capsys.readouterr().out) == bool(flags)
+    assert load_progress(tmp_path / "run").config.early_stopping == bool(flags)
+
+
+def test_data_that_cannot_be_had_leave_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        call("--dataset", "folder", "--data-path", str(tmp_path / "a"), "--output-dir", str(tmp_path / "b"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_notebook_of_the_readme_runs() -> None:

@@ -7,8 +7,10 @@ import runpy
 import signal
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,8 +18,9 @@ from PIL import Image
 from torchvision import transforms
 
 import predict.__main__ as command
-from checkpoint import load_trained, newest_trained
+from checkpoint import load_trained, newest_trained, save_checkpoint
 from config import UserError
+from datasets import MNIST, Dataset
 from model import Net
 from utils import load_mnist
 
@@ -84,6 +87,45 @@ def test_confidence_is_the_softmax(capsys: Capture, tmp_path: Path) -> None:
     assert found["prediction"] == 7
     assert found["confidence"] == pytest.approx(expected[0][1], rel=1e-4)
     assert found["runner_up_confidence"] == pytest.approx(expected[1][1], rel=1e-3)
+
+
+THINGS = Dataset("folder", ("circle", "odd\nname", "square"), 0.25, 0.5, True, False, None)
+
+
+@pytest.mark.parametrize("light_on_dark", [False, True])
+def test_what_is_no_digit_is_scaled_whole_and_answered_by_name(
+    light_on_dark: bool, tmp_path: Path, capsys: Capture
+) -> None:
+    """Against Pillow's own scaling, and the log-probabilities of the image normalised by hand."""
+    ramp = torch.arange(60).repeat(60, 1).mul(2).byte()
+    light = Image.fromarray((200 - ramp).numpy())  # its border is light, its darkest side on the right
+    light.save("light.png")
+    dataset = replace(THINGS, light_on_dark=light_on_dark)
+    torch.manual_seed(0)
+    net = Net(num_classes=3).eval()
+    about = {name: torch.load(WEIGHTS, weights_only=True)[name] for name in ("metrics", "config", "versions")}
+    save_checkpoint(tmp_path / "best.pt", about | {"model": net.state_dict(), "dataset": asdict(dataset)})
+    image = command.read_image("light.png", dataset)
+    assert image is not None
+    expected = torch.from_numpy(np.array(light.resize((28, 28), Image.Resampling.BICUBIC))).int()
+    assert ((255 - expected if light_on_dark else expected) - image).abs().max() <= 1
+
+    assert command.main(["light.png"], "best.pt", as_json=True) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    probabilities = net(((image / 255 - 0.25) / 0.5)[None, None]).exp()[0]
+    order = probabilities.argsort(descending=True).tolist()
+    assert [found["prediction"], found["runner_up"]] == [THINGS.classes[i] for i in order[:2]]
+    assert found["confidence"] == pytest.approx(probabilities[order[0]].item(), rel=1e-4)
+    assert command.main(["light.png"], "best.pt", as_json=False) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and found["prediction"].replace("\n", "\\n") in out
+
+
+def test_a_data_set_of_mnists_form_has_its_pictures_prepared_like_digits() -> None:
+    """So a folder of digits gets from a picture of one what MNIST gets."""
+    digits = replace(THINGS, digit_like=True)
+    ours, theirs = command.read_image(SEVEN, MNIST), command.read_image(SEVEN, digits)
+    assert ours is not None and theirs is not None and torch.equal(ours, theirs)
 
 
 def test_files_are_predicted_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:

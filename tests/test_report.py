@@ -19,6 +19,7 @@ from torch import Tensor
 import report.__main__ as command
 from checkpoint import EpochMetrics, Progress, save_best, write_metrics
 from config import DEFAULT, UserError
+from datasets import Dataset
 from model import Net
 
 pytest.importorskip("matplotlib")
@@ -65,9 +66,8 @@ def make_run(folder: Path) -> Path:
     return folder
 
 
-def make_test_set(train: bool) -> tuple[Tensor, Tensor]:
-    """Stand in for ``load_mnist``: 50 images of noise."""
-    assert not train
+def make_test_set(*_: object) -> tuple[Tensor, Tensor]:
+    """Stand in for ``load_test``: 50 images of noise."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (50, 28, 28), dtype=torch.uint8, generator=generator)
     return images, torch.arange(50) % 10
@@ -76,7 +76,7 @@ def make_test_set(train: bool) -> tuple[Tensor, Tensor]:
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "load_mnist", make_test_set)
+        patch.setattr(command, "load_test", make_test_set)
         patch.setattr(figures, "DPI", 20)
         yield
 
@@ -122,7 +122,7 @@ def test_the_same_run_gives_the_same_bytes(reported: tuple[Path, str]) -> None:
 
 def test_the_page_says_what_independent_counts_find(reported: tuple[Path, str]) -> None:
     folder, out = reported
-    model, (images, labels) = Net().eval(), make_test_set(train=False)
+    model, (images, labels) = Net().eval(), make_test_set()
     model.load_state_dict(torch.load(folder / "best.pt", weights_only=True)["model"])
     with torch.no_grad():
         predictions = model(((images / 255 - 0.1307) / 0.3081).unsqueeze(1)).argmax(dim=1).tolist()
@@ -140,6 +140,36 @@ def test_the_page_says_what_independent_counts_find(reported: tuple[Path, str]) 
     assert f"Accuracy by class: {by_class}." in [image["alt"] for image in page.images]
     for expected in ("batch_size", "128", "<b>&9.8.7", "<run>", "9,798", "42.50"):
         assert expected in text
+
+
+def test_the_page_of_another_data_set_has_its_classes_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run on a folder of two classes, read from --data-path, normalised by its own mean."""
+    dataset = Dataset(
+        "folder", ("<cat>", "a dog that has a long name, and $5$"), 0.25, 0.5, False, False, None
+    )
+    images, labels = make_test_set()[0], torch.arange(50) % 2
+    asked = []
+
+    def load_test(*given: object) -> tuple[Tensor, Tensor]:
+        asked.append(given)
+        return images, labels
+
+    monkeypatch.setattr(command, "load_test", load_test)
+    metrics, model = make_metrics("test", 2), Net(num_classes=2)
+    write_metrics(tmp_path / "metrics.csv", metrics)
+    save_best(tmp_path, Progress(DEFAULT, "cpu", {}, dataset=dataset), model, metrics[1])
+    command.main(str(tmp_path), "pictures")
+    assert asked == [(dataset, "pictures")]
+    with torch.no_grad():
+        predictions = model.eval()(((images / 255 - 0.25) / 0.5).unsqueeze(1)).argmax(dim=1)
+    page = read_page(tmp_path)
+    alts = " ".join(image["alt"] for image in page.images)
+    for label, name in enumerate(dataset.classes):
+        assert f"{name}: {(predictions[labels == label] == label).double().mean():.2%}" in alts
+        assert alts.count(f"{name} as ") == int((predictions[labels == label] != label).sum())
+    assert "Accuracy on the test set of folder" in page.text
 
 
 @pytest.mark.parametrize("best", [2, 3])
@@ -245,7 +275,7 @@ def test_the_newest_run_is_the_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "write_report", lambda trained: str(trained.path.parent))
+    monkeypatch.setattr(command, "write_report", lambda trained, _: str(trained.path.parent))
     command.main(None)
     make_run(Path("runs", "one"))
     command.main(None)

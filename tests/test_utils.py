@@ -1,87 +1,18 @@
-import gzip
-import hashlib
 import math
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, Set
+from conftest import Set
 from torch import Tensor
-from torchvision.datasets import MNIST
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 import utils
-from config import UserError
-from utils import MEAN, STD, DeviceLoader, affine, get_loaders, load_mnist, normalize, split_holdout
+from datasets import MEAN, STD
+from utils import DeviceLoader, affine, get_loaders, normalize
 
 CPU = torch.device("cpu")
-PUBLISHED = {  # SHA-256 of the files that MNIST's authors published, uncompressed
-    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
-
-
-@pytest.fixture(scope="module")
-def torchvision_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that torchvision's MNIST reads, unpacked from the archives."""
-    root = tmp_path_factory.mktemp("data")
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, digest in PUBLISHED.items():
-        content = gzip.decompress((ROOT / "data" / "mnist" / f"{name}.gz").read_bytes())
-        assert hashlib.sha256(content).hexdigest() == digest
-        (raw / name).write_bytes(content)
-    return root
-
-
-def test_same_data_as_torchvision(torchvision_root: Path, train_set: Set, test_set: Set) -> None:
-    for train, (images, labels) in [(True, train_set), (False, test_set)]:
-        theirs = MNIST(str(torchvision_root), train=train)
-        assert images.shape == (60_000 if train else 10_000, 28, 28) and images.dtype == torch.uint8
-        assert torch.equal(images, theirs.data) and torch.equal(labels, theirs.targets)
-
-
-@pytest.mark.parametrize("harm", ["missing", "empty", "half", "one bit", "another of the four", "a folder"])
-def test_a_damaged_file_is_named_with_how_to_get_it_back(
-    harm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = shutil.copytree(ROOT / "data" / "mnist", tmp_path / "mnist")
-    monkeypatch.setattr(utils, "FOLDER", folder)
-    path = folder / "t10k-labels-idx1-ubyte.gz"
-    content = path.read_bytes()
-    path.unlink()
-    if harm == "a folder":
-        path.mkdir()
-    elif harm != "missing":
-        flipped = content[:99] + bytes([content[99] ^ 1]) + content[100:]
-        other = (folder / "train-labels-idx1-ubyte.gz").read_bytes()
-        half = content[: len(content) // 2]
-        path.write_bytes({"empty": b"", "half": half, "one bit": flipped}.get(harm, other))
-    load_mnist(train=True)
-    with pytest.raises(UserError) as caught:
-        load_mnist(train=False)
-    message = str(caught.value)
-    assert message.startswith(str(path)) and message.endswith(": git checkout data") and "\n" not in message
-
-
-def test_reading_writes_nothing() -> None:
-    def state() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (ROOT / "data").rglob("*")}
-
-    before = state()
-    get_loaders(CPU)
-    assert state() == before
-
-
-def test_constants_are_the_training_sets_own(train_set: Set) -> None:
-    pixels = train_set[0].double() / 255
-    assert round(pixels.mean().item(), 4) == MEAN
-    assert round(pixels.std(unbiased=False).item(), 4) == STD
 
 
 def test_normalize(train_set: Set) -> None:
@@ -214,23 +145,3 @@ def test_loaders_leave_the_global_generator_alone() -> None:
     for loader in get_loaders(CPU):
         next(iter(loader))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_holdout_is_stratified_disjoint_and_always_the_same(train_set: Set) -> None:
-    labels = train_set[1]
-    kept, chosen = split_holdout(labels, 10_000)
-    assert len(chosen) == 10_000
-    assert torch.equal(torch.cat([kept, chosen]).sort().values, torch.arange(60_000))
-    share = labels[chosen].bincount(minlength=10) * 6 - labels.bincount(minlength=10)
-    assert share.abs().max() <= 6
-    assert torch.equal(split_holdout(labels, 10_000)[1], chosen)
-
-
-def test_holdout_keeps_the_test_set_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def training_set_only(train: bool) -> Set:
-        assert train, "the test set was read"
-        return load_mnist(train)
-
-    monkeypatch.setattr(utils, "load_mnist", training_set_only)
-    train_loader, holdout_loader = get_loaders(CPU, holdout=10_000)
-    assert len(train_loader.labels) == 50_000 and len(holdout_loader.labels) == 10_000
