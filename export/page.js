@@ -2,11 +2,11 @@
 
 // ---- The network -------------------------------------------------------------------------------
 
-// MEAN, STD, STEPS and NUMBERS, float32 in base64, stand in the page; exports/web.py says what they are.
+// MEAN, STD, STEPS and NUMBERS, float32 in base64, stand in the page; export/web.py says what they are.
 const numbers = new Float32Array(Uint8Array.from(atob(NUMBERS), (c) => c.charCodeAt(0)).buffer);
 
 /** Convolve maps (inputs, side, side) with kernels (outputs, inputs, size, size), zeros around. */
-function convolve(maps, side, { inputs, outputs, size, relu }, kernels, biases) {
+function convolve(maps, side, [outputs, inputs, size], kernels, biases) {
   const area = side * side, reach = (size - 1) / 2, result = new Float32Array(outputs * area);
   for (let output = 0, k = 0; output < outputs; output++) {
     const out = result.subarray(output * area, (output + 1) * area).fill(biases[output]);
@@ -22,7 +22,7 @@ function convolve(maps, side, { inputs, outputs, size, relu }, kernels, biases) 
       }
     }
   }
-  return relu ? result.map((value) => Math.max(0, value)) : result;
+  return result;
 }
 
 /** Halve the side of maps (channels, side, side) by the maximum of each 2 × 2 pixels. */
@@ -41,10 +41,12 @@ function network(picture) {
   for (const step of STEPS) {
     const area = side * side;
     if (step.kind === "conv") {
-      const kernels = take(step.outputs * step.inputs * step.size ** 2);
-      maps = convolve(maps, side, step, kernels, take(step.outputs));
+      const kernels = take(step.shape.reduce((a, b) => a * b));
+      maps = convolve(maps, side, step.shape, kernels, take(step.shape[0]));
+    } else if (step.kind === "relu") {
+      maps = maps.map((value) => Math.max(0, value));
     } else if (step.kind === "norm") {
-      const factors = take(step.channels), summands = take(step.channels);
+      const factors = take(step.shape[0]), summands = take(step.shape[0]);
       maps = maps.map((value, i) => value * factors[Math.floor(i / area)] + summands[Math.floor(i / area)]);
     } else if (step.kind === "pool") {
       maps = pool(maps, side);
@@ -58,7 +60,7 @@ function network(picture) {
   return maps.map((value) => value - log);
 }
 
-// ---- The picture: steps 4 to 10 of pictures.py ---------------------------------------------------
+// ---- The picture: steps 4 to 10 of predict/preprocess.py ---------------------------------------------------
 
 const largest = (values) => values.reduce((a, b) => Math.max(a, b), 0);
 const sum = (values) => values.reduce((a, b) => a + b, 0);

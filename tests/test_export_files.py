@@ -1,4 +1,4 @@
-"""The files of export.py against PyTorch, by programs of their own: not by the checker that export.py has."""
+"""The files of python -m export against PyTorch, by programs of their own: not by the checker that it has."""
 
 import shutil
 import subprocess
@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from checkpoint import load_net
-from exports import c_code, onnx_file
+from checkpoint import load_trained
+from export import c_code, onnx_file
 from model import Net
 from utils import load_mnist
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights" / "best.pt"
-DATA = str(ROOT / "data")
 CC = ["cc", "-Wall", "-Wextra", "-Werror", "-std=c99", "-pedantic", "-O2"]
 C_FORMATS = {"c": False, "c-int8": True}
 needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -55,8 +54,8 @@ def reference(model: Net, pictures: Tensor) -> np.ndarray[Any, Any]:
 @pytest.fixture(scope="module")
 def trained() -> Set:
     """The trained network, the test set's pictures and labels, and PyTorch's log-probabilities."""
-    model, _ = load_net(WEIGHTS)
-    pictures, labels = load_mnist(DATA, train=False)
+    model = load_trained(WEIGHTS).model
+    pictures, labels = load_mnist(train=False)
     return model, pictures, labels, reference(model, pictures)
 
 
@@ -103,6 +102,7 @@ def run_onnx(content: bytes, pictures: Tensor) -> np.ndarray[Any, Any]:
     return np.asarray(log_probs)
 
 
+@pytest.mark.slow
 def test_onnx_gives_pytorchs_answers_on_the_test_set(trained: Set) -> None:
     pytest.importorskip("onnx")
     model, pictures, _, expected = trained
@@ -129,6 +129,7 @@ def test_onnx_is_one_file_of_standard_operators(trained: Set) -> None:
     assert weights == sum(p.numel() for p in trained[0].parameters() if p.dim() == 4)
 
 
+@pytest.mark.slow
 @needs_cc
 def test_c_gives_pytorchs_answers_on_the_test_set(trained: Set, tmp_path: Path) -> None:
     model, pictures, _, expected = trained
@@ -137,6 +138,7 @@ def test_c_gives_pytorchs_answers_on_the_test_set(trained: Set, tmp_path: Path) 
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_cc
 def test_c_with_8_bit_weights_keeps_the_accuracy(trained: Set, tmp_path: Path) -> None:
     model, pictures, labels, expected = trained
