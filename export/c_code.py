@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import UserError
-from export.network import Predictor, fill, steps
+from export.network import Predictor, fill, layers
 from model import Net
 
 WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
@@ -20,8 +20,13 @@ PROGRAM = """#include "net.h"
 void predict_all(const unsigned char *images, long count, float *logits);
 void predict_all(const unsigned char *images, long count, float *logits)
 {
-    for (; count > 0; count--, images += 784, logits += 10)
-        predict(images, logits);
+    static struct net_scratch scratch;
+    net_logit found[10];
+    int i;
+
+    for (; count > 0; count--, images += 784)
+        for (predict(images, found, &scratch), i = 0; i < 10; i++)
+            *logits++ = (float)found[i] / (float)NET_ONE;
 }
 """
 
@@ -36,43 +41,19 @@ def array(values: Tensor) -> str:
     return "{\n" + textwrap.fill(", ".join(map(str, numbers)), width=110, break_on_hyphens=False) + "}"
 
 
-def quantize(weight: Tensor, bias: Tensor, int8: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Split a convolution so that its output is ``factor * (convolution with weights + bias)``.
-
-    Returns the weights (out, in, k, k), and for each output channel the bias (out,) and the factor
-    (out,). With ``int8`` the weights are integers from -127 to 127, and the factor is what one of
-    them is worth: the largest magnitude among the channel's weights over 127. Else the factor is 1.
-    """
-    if not int8:
-        return weight, bias, torch.ones_like(bias)
-    factor = weight.flatten(1).abs().amax(dim=1) / 127
-    factor[factor == 0] = 1
-    return (weight / factor.view(-1, 1, 1, 1)).round().to(torch.int8), bias / factor, factor
-
-
-def write(model: Net, int8: bool = False) -> bytes:
-    """Return the header that computes what ``model`` does in evaluation mode.
-
-    With ``int8`` the weights of the convolutions are 8-bit integers with a scale for each output channel.
-    """
-    arrays, found = [], steps(model)
-    norms = {step.name: step.numbers for step in found if step.kind == "norm"}
-    for step in found:
-        if step.kind != "conv":
-            continue
-        name, (conv_weight, conv_bias) = step.name, step.numbers
-        weight, bias, factor = quantize(conv_weight, conv_bias, int8)
-        norm = norms.get(name.replace("conv", "bn"))
-        if norm is None:
-            parts = ",\n".join(map(array, (bias, factor, weight.flatten(1))))
-            arrays.append(f"static const struct net_mix net_{name} = {{\n{parts}}};")
-        else:
-            # The factor is above 0, so that it may as well act after ReLU.
-            parts = ",\n".join(map(array, (bias, factor * norm[0], norm[1])))
-            arrays.append(f"static const net_weight net_{name}_weights[] = {array(weight.flatten())};")
-            sizes = f"{weight.shape[1]}, {weight.shape[0]}"
-            arrays.append(f"static const struct net_conv net_{name} = {{{sizes},\n{parts}}};")
-    return fill("net.h.in", model, int8=str(int(int8)), arrays="\n".join(arrays))
+def write(model: Net) -> bytes:
+    """Return the header that computes what ``model`` does in evaluation mode, in float32."""
+    arrays = []
+    for layer in layers(model):
+        outputs = len(layer.bias)
+        # By column, row, input and output, with room for 16 outputs, which make whole vectors.
+        weight = F.pad(layer.weight.permute(3, 2, 1, 0).flatten(0, 2), (0, 16 - outputs))
+        factor, summand = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
+        arrays.append(f"static const float net_{layer.name}_weights[] = {array(weight.flatten())};")
+        numbers = ",\n".join(map(array, (layer.bias, factor, summand)))
+        numbers = f"net_{layer.name}_weights, {len(weight)}, {outputs},\n{numbers}"
+        arrays.append(f"static const struct net_conv net_{layer.name} = {{{numbers}}};")
+    return fill("net.h.in", model, arrays="\n".join(arrays))
 
 
 def compile_program(content: bytes, folder: str, output: str, *flags: str) -> Path:

@@ -1,8 +1,8 @@
-"""What the formats share: the network as a list of steps, and templates."""
+"""What the formats share: the network as a list of layers, and templates."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,36 +12,34 @@ from utils import MEAN, STD
 Predictor = Callable[[Tensor], Tensor]  # images, uint8 (N, 28, 28), to log-probabilities, float32 (N, 10)
 
 
-class Step(NamedTuple):
-    """One operation on maps of activations.
+@dataclass
+class Layer:
+    """A convolution, padded by zeros to keep the side, and what follows it up to the next one; float64."""
 
-    "conv" takes weights (outputs, inputs, k, k) and biases (outputs,), and keeps the side by zeros around;
-    "norm", a batch norm, a factor and then a summand for each channel; "relu", "pool" (the maximum of each
-    2×2 activations) and "mean" (of each channel) take no numbers.
+    name: str  # of the convolution in Net
+    weight: Tensor  # (outputs, inputs, k, k)
+    bias: Tensor  # (outputs,)
+    relu: bool
+    norm: tuple[Tensor, ...] = ()  # batch norm: for each channel a factor, and then a summand; () where it has none
+    pool: bool = False  # whether the maximum of each 2×2 activations is taken
+
+
+def layers(model: Net) -> list[Layer]:
+    """Return what ``model`` computes in evaluation mode of normalised images.
+
+    The average over the image for each channel of the last layer, and log-softmax, remain to be done.
     """
-
-    kind: str
-    name: str  # of the module in Net
-    numbers: tuple[Tensor, ...] = ()  # float64
-
-
-def steps(model: Net) -> list[Step]:
-    """Return what ``model`` computes in evaluation mode between normalised images and log-softmax."""
-    found: list[Step] = []
+    found: list[Layer] = []
     state = {name: tensor.double() for name, tensor in model.state_dict().items()}
     for name, module in model.named_children():  # in the order in which forward calls them
         if isinstance(module, nn.Conv2d):
-            found.append(Step("conv", name, (state[f"{name}.weight"], state[f"{name}.bias"])))
-            if name != "conv7":
-                found.append(Step("relu", name))
+            found.append(Layer(name, state[f"{name}.weight"], state[f"{name}.bias"], relu=name != "conv7"))
         elif isinstance(module, nn.BatchNorm2d):
             mean, variance = state[f"{name}.running_mean"], state[f"{name}.running_var"]
             factor = state[f"{name}.weight"] / (variance + module.eps).sqrt()
-            found.append(Step("norm", name, (factor, state[f"{name}.bias"] - mean * factor)))
+            found[-1].norm = factor, state[f"{name}.bias"] - mean * factor
         elif isinstance(module, nn.MaxPool2d):
-            found.append(Step("pool", name))
-        elif isinstance(module, nn.AdaptiveAvgPool2d):
-            found.append(Step("mean", name))
+            found[-1].pool = True
     return found
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from config import UserError
-from export.network import Predictor, steps
+from export.network import Predictor, layers
 from model import Net
 from utils import MEAN, STD
 
@@ -32,7 +32,8 @@ def write(model: Net) -> bytes:
         inputs = [nodes[-1].output[0] if nodes else "images"]
         for tensor in numbers:
             inputs.append(f"number{len(constants)}")
-            constants.append(numpy_helper.from_array(tensor.numpy(), inputs[-1]))
+            array = tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+            constants.append(numpy_helper.from_array(array, inputs[-1]))
         nodes.append(helper.make_node(kind, inputs, [f"step{len(nodes)}"], **attributes))
 
     add("Unsqueeze", torch.tensor([1]))
@@ -40,17 +41,16 @@ def write(model: Net) -> bytes:
     add("Div", torch.tensor(255.0))
     add("Sub", torch.tensor(MEAN))
     add("Div", torch.tensor(STD))
-    for kind, _, numbers in steps(model):
-        numbers = tuple(tensor.float() for tensor in numbers)
-        if kind == "conv":
-            add("Conv", *numbers, pads=[numbers[0].shape[-1] // 2] * 4)
-        elif kind == "norm":
-            mean_and_variance = torch.zeros_like(numbers[0]), torch.ones_like(numbers[0])
-            add("BatchNormalization", *numbers, *mean_and_variance, epsilon=0.0)
-        elif kind == "pool":
+    for layer in layers(model):
+        add("Conv", layer.weight, layer.bias, pads=[layer.weight.shape[-1] // 2] * 4)
+        if layer.relu:
+            add("Relu")
+        if layer.norm:
+            mean_and_variance = torch.zeros_like(layer.bias), torch.ones_like(layer.bias)
+            add("BatchNormalization", *layer.norm, *mean_and_variance, epsilon=0.0)
+        if layer.pool:
             add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
-        else:
-            add({"relu": "Relu", "mean": "GlobalAveragePool"}[kind])
+    add("GlobalAveragePool")
     add("Flatten")
     add("LogSoftmax", axis=1)
     nodes[-1].output[0] = "log_probs"

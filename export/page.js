@@ -2,7 +2,7 @@
 
 // ---- The network -------------------------------------------------------------------------------
 
-// MEAN, STD, STEPS and NUMBERS, float32 in base64, stand in the page; export/web.py says what they are.
+// MEAN, STD, LAYERS and NUMBERS, float32 in base64, stand in the page; export/web.py says what they are.
 const numbers = new Float32Array(Uint8Array.from(atob(NUMBERS), (c) => c.charCodeAt(0)).buffer);
 
 /** Convolve maps (inputs, side, side) with kernels (outputs, inputs, size, size), zeros around. */
@@ -38,24 +38,22 @@ function pool(maps, side) {
 function network(picture) {
   let maps = Float32Array.from(picture, (value) => (value / 255 - MEAN) / STD), side = 28, read = 0;
   const take = (count) => numbers.subarray(read, read += count);
-  for (const step of STEPS) {
-    const area = side * side;
-    if (step.kind === "conv") {
-      const kernels = take(step.shape.reduce((a, b) => a * b));
-      maps = convolve(maps, side, step.shape, kernels, take(step.shape[0]));
-    } else if (step.kind === "relu") {
-      maps = maps.map((value) => Math.max(0, value));
-    } else if (step.kind === "norm") {
-      const factors = take(step.shape[0]), summands = take(step.shape[0]);
+  for (const { shape, relu, norm, pool: pooled } of LAYERS) {
+    const area = side * side, kernels = take(shape[0] * shape[1] * shape[2] ** 2);
+    maps = convolve(maps, side, shape, kernels, take(shape[0]));
+    if (relu) maps = maps.map((value) => Math.max(0, value));
+    if (norm) {
+      const factors = take(shape[0]), summands = take(shape[0]);
       maps = maps.map((value, i) => value * factors[Math.floor(i / area)] + summands[Math.floor(i / area)]);
-    } else if (step.kind === "pool") {
+    }
+    if (pooled) {
       maps = pool(maps, side);
       side /= 2;
-    } else {
-      maps = new Float32Array(maps.length / area)
-        .map((_, i) => maps.subarray(i * area, (i + 1) * area).reduce((a, b) => a + b) / area);
     }
   }
+  const area = side * side;
+  maps = new Float32Array(maps.length / area)
+    .map((_, i) => maps.subarray(i * area, (i + 1) * area).reduce((a, b) => a + b) / area);
   const top = Math.max(...maps), log = top + Math.log(maps.reduce((sum, value) => sum + Math.exp(value - top), 0));
   return maps.map((value) => value - log);
 }

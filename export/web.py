@@ -6,25 +6,26 @@ from pathlib import Path
 
 import torch
 
-from export.network import fill, steps
+from export.network import fill, layers
 from model import Net
 
 
 def write(model: Net) -> bytes:
     """Return the page as one HTML file that holds ``model``, in UTF-8.
 
-    The page gets the steps, each with the shape of the first numbers that it takes, and all the numbers
-    as float32, little-endian, in the order in which the steps take them.
+    The page gets a description of each layer, and the numbers of them all as float32, little-endian: of each
+    layer the weights, the biases and those of batch norm.
     """
-    found = steps(model)
+    found = layers(model)
     shapes = [
-        {"kind": step.kind, "shape": [*step.numbers[0].shape] if step.numbers else []} for step in found
+        {"shape": [*each.weight.shape[:3]], "relu": each.relu, "norm": bool(each.norm), "pool": each.pool}
+        for each in found
     ]
-    numbers = torch.cat([tensor.float().flatten() for step in found for tensor in step.numbers])
+    numbers = torch.cat([t.float().flatten() for each in found for t in (each.weight, each.bias, *each.norm)])
     return fill(
         "page.html",
         model,
         script=Path(__file__).with_name("page.js").read_text(encoding="utf-8"),
-        steps=",\n  ".join(map(json.dumps, shapes)),
+        layers=",\n  ".join(map(json.dumps, shapes)),
         numbers=base64.b64encode(numbers.numpy().astype("<f4").tobytes()).decode(),
     )
