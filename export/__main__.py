@@ -45,7 +45,7 @@ from torch import Tensor
 
 from checkpoint import load_trained, newest_trained, replace_file
 from config import UserError
-from export import c_code, onnx_file, web
+from export import c_code, c_int8, onnx_file, web
 from export.network import Predictor
 from model import Net
 from utils import load_mnist, normalize
@@ -83,48 +83,34 @@ def compare(found: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> str:
 
 
 @torch.inference_mode()
-def race(model: Net, predictor: Predictor, images: Tensor) -> str:
-    """Time ``model`` and ``predictor`` in turn, an image at a time on one thread, and describe the medians.
-
-    ``model`` gets the images, uint8 (N, 28, 28), normalised already; ``predictor`` has that to do too.
-    """
+def race(predictors: dict[str, Predictor], images: Tensor) -> str:
+    """Let ``predictors`` take turns, an image at a time on one thread, and describe their median times."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    seconds = []
+    seconds: dict[str, list[float]] = {name: [] for name in predictors}
     for image in torch.split(images[:REPEATS], 1):
-        normalized = normalize(image[:, None])
-        start = time.perf_counter()
-        model(normalized)
-        middle = time.perf_counter()
-        predictor(image)
-        seconds.append((middle - start, time.perf_counter() - middle))
+        for name, predictor in predictors.items():
+            start = time.perf_counter()
+            predictor(image)
+            seconds[name].append(time.perf_counter() - start)
     torch.set_num_threads(threads)
-    eager, exported = (1000 * median(column) for column in zip(*seconds, strict=True))
-    return (
-        f"one image {exported:.3f} ms, PyTorch {eager:.3f} ms, ratio {exported / eager:.2f} "
-        f"(one thread, medians of {len(seconds)} in turn)"
-    )
+    times = ", ".join(f"{name} {1000 * median(values):.3f} ms" for name, values in seconds.items())
+    return f"One image, median of {len(images[:REPEATS])} in turn on one thread: {times}"
 
 
-def make(name: str, model: Net, images: Tensor, labels: Tensor, expected: Tensor) -> tuple[bytes, list[str]]:
-    """Make the file of the format ``name`` and check it; return its content, and lines that describe it.
+def make(name: str, model: Net) -> tuple[bytes, str, Predictor | None]:
+    """Make the file of the format ``name``: return its content, its size in words, and what runs it here.
 
-    ``images``, uint8 (N, 28, 28), and ``labels`` (N,) are the test set, ``expected`` (N, 10) the
-    log-probabilities that PyTorch finds for it.
-    Raises ``UserError`` when the file can't be made or checked, or is wrong.
+    Raises ``UserError`` when it can't be made, or not be run where it could be.
     """
     if name == "web":
         content = web.write(model)
-        return content, [f"{len(content):,} bytes"]
+        return content, f"{len(content):,} bytes", None
     if name == "onnx":
-        content, load = onnx_file.write(model), onnx_file.load
-        size = f"{len(content):,} bytes"
-    else:
-        content, load = c_code.write(model, name == "c-int8"), c_code.load
-        size = c_code.measure(content)
-    predictor = load(content)
-    agreement = compare(run(predictor, images), expected, labels, name == "c-int8")
-    return content, [size, agreement, race(model, predictor, images)]
+        content = onnx_file.write(model)
+        return content, f"{len(content):,} bytes", onnx_file.load(content)
+    content = c_int8.write(model) if name == "c-int8" else c_code.write(model)
+    return content, c_code.measure(content), c_code.load(content)
 
 
 def main(formats: Sequence[str], weights: str | None = None, output_dir: str | None = None) -> int:
@@ -134,21 +120,26 @@ def main(formats: Sequence[str], weights: str | None = None, output_dir: str | N
     """
     trained = load_trained(Path(weights)) if weights else newest_trained()
     print(f"Weights: {trained}")
-    model, failures = trained.model, 0
-    images, labels = load_mnist(train=False)
-    folder = Path(output_dir) if output_dir else trained.path.parent
+    folder, failures = Path(output_dir) if output_dir else trained.path.parent, 0
     folder.mkdir(parents=True, exist_ok=True)
-    expected = run(lambda batch: model(normalize(batch[:, None])), images)
+    images, labels = load_mnist(train=False)
+    predictors: dict[str, Predictor] = {"PyTorch": lambda batch: trained.model(normalize(batch[:, None]))}
+    expected = run(predictors["PyTorch"], images)
     for name in dict.fromkeys(formats):
         path = folder / FILES[name]
         try:
-            content, lines = make(name, model, images, labels, expected)
+            content, text, predictor = make(name, trained.model)
+            if predictor:
+                text += f"\n    {compare(run(predictor, images), expected, labels, name == 'c-int8')}"
+                predictors[path.name] = predictor
             replace_file(path, content)
         except UserError as error:
             print(f"export: error: {path}: {error}", file=sys.stderr)
             failures += 1
         else:
-            print("\n    ".join([f"{path}:", *lines]), flush=True)
+            print(f"{path}:\n    {text}", flush=True)
+    if len(predictors) > 1:
+        print(race(predictors, images))
     return 1 if failures else 0
 
 

@@ -1,6 +1,7 @@
 """The C header: net.h.in, filled with a network's numbers."""
 
 import ctypes
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +16,8 @@ from config import UserError
 from export.network import Predictor, fill, layers
 from model import Net
 
-WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+NATIVE = "cpu" if platform.machine() in ("aarch64", "arm64") else "arch"
+FLAGS = ["-std=gnu99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 PROGRAM = """#include "net.h"
 void predict_all(const unsigned char *images, long count, float *logits);
 void predict_all(const unsigned char *images, long count, float *logits)
@@ -32,13 +34,10 @@ void predict_all(const unsigned char *images, long count, float *logits)
 
 
 def array(values: Tensor) -> str:
-    """Return ``values`` in C's notation, dimension by dimension: integers, or float32 to the last bit."""
-    if values.dim() > 1:
-        return "{\n" + ",\n".join(map(array, values)) + "}"
-    numbers = (
-        [f"{value}f" for value in values.float().numpy()] if values.is_floating_point() else values.tolist()
-    )
-    return "{\n" + textwrap.fill(", ".join(map(str, numbers)), width=110, break_on_hyphens=False) + "}"
+    """Return ``values``, of one dimension, in C's notation: integers, or float32 to the last bit."""
+    suffix = "f" if values.is_floating_point() else ""
+    numbers = ", ".join(f"{value}{suffix}" for value in values.numpy())
+    return "{\n" + textwrap.fill(numbers, width=110, break_on_hyphens=False) + "}"
 
 
 def write(model: Net) -> bytes:
@@ -49,8 +48,8 @@ def write(model: Net) -> bytes:
         # By column, row, input and output, with room for 16 outputs, which make whole vectors.
         weight = F.pad(layer.weight.permute(3, 2, 1, 0).flatten(0, 2), (0, 16 - outputs))
         factor, summand = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
-        arrays.append(f"static const float net_{layer.name}_weights[] = {array(weight.flatten())};")
-        numbers = ",\n".join(map(array, (layer.bias, factor, summand)))
+        arrays.append(f"static const float net_{layer.name}_weights[] = {array(weight.float().flatten())};")
+        numbers = ",\n".join(array(each.float()) for each in (layer.bias, factor, summand))
         numbers = f"net_{layer.name}_weights, {len(weight)}, {outputs},\n{numbers}"
         arrays.append(f"static const struct net_conv net_{layer.name} = {{{numbers}}};")
     return fill("net.h.in", model, arrays="\n".join(arrays))
@@ -59,13 +58,14 @@ def write(model: Net) -> bytes:
 def compile_program(content: bytes, folder: str, output: str, *flags: str) -> Path:
     """Compile ``PROGRAM`` around the header ``content`` in ``folder`` with cc; return the output's path.
 
-    Raises ``UserError`` when there is no C compiler, or it refuses or warns.
+    Raises ``UserError`` when there is no C compiler or no ``size``, or the compiler refuses or warns.
     """
-    if shutil.which("cc") is None:
-        raise UserError("checking the C code needs a C compiler called cc: install gcc or clang")
+    for program in ("cc", "size"):
+        if shutil.which(program) is None:
+            raise UserError(f"checking C needs the program {program}: install gcc or clang, and binutils")
     Path(folder, "net.h").write_bytes(content)
     Path(folder, "program.c").write_text(PROGRAM)
-    command = ["cc", *WARNINGS, *flags, "program.c", "-o", output]
+    command = ["cc", *FLAGS, *flags, "program.c", "-o", output]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
@@ -74,12 +74,13 @@ def compile_program(content: bytes, folder: str, output: str, *flags: str) -> Pa
 
 
 def load(content: bytes) -> Predictor:
-    """Compile the header ``content`` with -O3 and return what runs it, an image at a time.
+    """Compile the header ``content`` for this processor and return what runs it, an image at a time.
 
     Raises ``UserError`` like ``compile_program``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        library = ctypes.CDLL(str(compile_program(content, folder, "program.so", "-O3", "-fPIC", "-shared")))
+        flags = ["-O3", f"-m{NATIVE}=native", "-fPIC", "-shared"]
+        library = ctypes.CDLL(str(compile_program(content, folder, "program.so", *flags)))
     function = library.predict_all
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p], None
 
@@ -92,16 +93,13 @@ def load(content: bytes) -> Predictor:
 
 
 def measure(content: bytes) -> str:
-    """Compile the header ``content`` for size, with -Os, and say how much memory it takes on this processor.
+    """Compile the header ``content`` for size, and say how much memory it takes, the stack aside.
 
-    Raises ``UserError`` like ``compile_program``, and when the size of an object file can't be had.
+    Raises ``UserError`` like ``compile_program``.
     """
-    flags = ["-Os", "-fno-asynchronous-unwind-tables", "-c"]  # tables that only a debugger and C++ read
+    flags = ["-Os", "-fno-pie", "-fno-asynchronous-unwind-tables", "-c"]  # as on a microcontroller
     with tempfile.TemporaryDirectory() as folder:
         path = compile_program(content, folder, "program.o", *flags)
-        try:
-            sizes = subprocess.run(["size", path], capture_output=True, text=True, check=True).stdout
-        except (OSError, subprocess.CalledProcessError):
-            raise UserError("measuring the C code needs the program size: install binutils") from None
+        sizes = subprocess.run(["size", path], capture_output=True, text=True, check=True).stdout
     text, data, bss = map(int, sizes.splitlines()[1].split()[:3])
-    return f"flash {text + data:,} bytes, RAM {data + bss:,} bytes (cc -Os)"
+    return f"flash {text + data:,} bytes, RAM {data + bss:,} bytes (cc -Os, on this processor)"

@@ -6,7 +6,7 @@ Efficient Integer-Arithmetic-Only Inference, CVPR 2018. An activation of value v
 The scales of a layer's inputs are part of its weights, so that its sums need none.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from export.network import Layer, fill, layers
 from model import Net
 from utils import MEAN, STD, load_mnist, normalize
 
-CALIBRATION = 2000  # training images, the first ones, that the ranges of activations are taken from
+CALIBRATION = 1000  # training images, the first ones, that the ranges of activations are taken from
 PIXELS = 49  # of the last map, which is averaged
 LARGEST = 2**30  # of a product, and of what is added to it: so that their sum is below 2^31
 
@@ -29,12 +29,12 @@ class Quantized:
 
     name: str
     weight: Tensor  # (outputs, inputs, k, k), from -127 to 127
-    bias: Tensor  # (outputs,)
-    zero: Tensor  # (inputs,), from 0 to 255
-    before: int = 0
-    factor: Tensor = field(default_factory=lambda: torch.zeros(0))  # (outputs,), below 2^15 in magnitude
-    offset: Tensor = field(default_factory=lambda: torch.zeros(0))
-    after: int = 0
+    bias: Tensor  # (outputs,), as the next two
+    offset: Tensor
+    factor: Tensor
+    zero: Tensor  # (inputs,)
+    before: int
+    after: int
 
 
 def activation_ranges(found: list[Layer], images: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -55,10 +55,12 @@ def activation_ranges(found: list[Layer], images: Tensor) -> list[tuple[Tensor, 
     return ranges
 
 
-def round_weights(layer: Layer, scale: Tensor, zero: Tensor, shared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Round the weights of ``layer`` to 8 bits, and its bias to 32, for inputs of ``scale`` and ``zero``, (inputs,).
+def round_weights(
+    layer: Layer, scale: Tensor, zero: Tensor, shared: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round the weights of ``layer`` to 8 bits, and its bias, for inputs of ``scale`` and ``zero``.
 
-    Returns them and what a unit of both is worth, (outputs,): with ``shared`` the same power of two for all outputs.
+    Returns them and what a unit of both is worth, (outputs,): with ``shared`` one power of two for all.
     """
     weight = layer.weight * scale.view(-1, 1, 1)
     # A bias that is large beside all weights makes them coarser, rather than the sums wider.
@@ -71,7 +73,7 @@ def round_weights(layer: Layer, scale: Tensor, zero: Tensor, shared: bool = Fals
 
 
 def largest_sum(weight: Tensor, bias: Tensor, largest: int) -> int:
-    """Return a bound on the magnitude of all sums over inputs from 0 to ``largest``, in any order."""
+    """Return a bound on the magnitude of all sums, partial ones too, over inputs from 0 to ``largest``."""
     return int((bias.abs() + largest * weight.abs().flatten(1).sum(dim=1)).max())
 
 
@@ -81,32 +83,32 @@ def quantize(model: Net, images: Tensor) -> tuple[list[Quantized], int, int]:
     Returns the layers; the integer that stands for 1 in the logits; and a bound on the magnitude of all sums.
     Raises ``UserError`` where 32 bits can't hold a sum that some image might lead to.
     """
-    found, quantized = layers(model), []
+    found, quantized, bounds = layers(model), [], []
     scale, zero = torch.tensor([1 / (255 * STD)]).double(), torch.tensor([255 * MEAN]).double()
-    bounds = []
     for layer, (low, high) in zip(found[:-1], activation_ranges(found[:-1], images), strict=True):
         weight, bias, step = round_weights(layer, scale, zero)
-        bounds.append(largest_sum(weight, bias, 255))
-        before = max(0, bounds[-1].bit_length() - 15)
+        bound = largest_sum(weight, bias, 255)
+        before = max(0, bound.bit_length() - 15)
         factor, summand = layer.norm or (torch.ones_like(bias), torch.zeros_like(bias))
         factor = factor * step * 2**before
-        # No finer than a sum that lost these bits: or a channel that hardly moves needs all bits of the factors.
+        # No finer than a sum that lost these bits: a channel that hardly moves needs no large factor.
         next_scale = torch.maximum((high - low) / 255, factor.abs())
         next_scale[next_scale == 0] = 1
         next_zero = (-low / next_scale).round()
-        factor, offset = factor / next_scale, summand / next_scale + next_zero + 0.5
-        largest = torch.maximum(factor.abs() * 2**15, offset.abs())
-        after = min(22, int(torch.log2(LARGEST / largest.max()).floor()))
-        factor, offset = (factor * 2**after).round().clamp(-(2**15) + 1, 2**15 - 1), (offset * 2**after).round()
-        quantized.append(Quantized(layer.name, weight, bias, zero.round(), before, factor, offset, after))
-        bounds.append(int((factor.abs() * (bounds[-1] >> before) + offset.abs()).max()))
+        factor, offset = factor / next_scale, summand / next_scale + next_zero + 0.5  # 0.5: to round
+        largest = torch.maximum(factor.abs() * 2**15, offset.abs()).max()
+        after = min(22, int(torch.log2(LARGEST / largest).floor()))
+        factor = (factor * 2**after).round().clamp(1 - 2**15, 2**15 - 1)
+        offset = (offset * 2**after).round()
+        bounds += [bound, int((factor.abs() * (bound >> before) + offset.abs()).max())]
+        quantized.append(Quantized(layer.name, weight, bias, offset, factor, zero.round(), before, after))
         scale, zero = next_scale, next_zero
     weight, bias, step = round_weights(found[-1], scale / PIXELS, zero * PIXELS, shared=True)
     bounds.append(largest_sum(weight, bias, 255 * PIXELS))
-    quantized.append(Quantized(found[-1].name, weight, bias, zero))
+    quantized.append(Quantized(found[-1].name, weight, bias, bias, bias, zero, 0, 0))
     one = int(1 / step[0])
     if max(bounds) >= 2**31 or not 1 <= one < 2**31 or min(each.after for each in quantized) < 0:
-        raise UserError("these weights are too uneven for 32-bit sums: export them as c")
+        raise UserError("these weights are too uneven for sums of 32 bits: export them as c")
     return quantized, one, max(bounds)
 
 
@@ -120,13 +122,11 @@ def write(model: Net) -> bytes:
     for layer in quantized:
         weight = layer.weight.permute(0, 3, 2, 1).flatten().to(torch.int8)
         arrays.append(f"static const signed char net_{layer.name}_weights[] = {array(weight)};")
-        bias, offset, factor, zero = (
-            array(each.int()) for each in (layer.bias, layer.offset, layer.factor, layer.zero)
-        )
+        numbers = [array(each.int()) for each in (layer.bias, layer.offset, layer.factor, layer.zero)]
         if layer is quantized[-1]:
-            arrays.append(f"static const int net_{layer.name}_bias[] = {bias};")
+            arrays.append(f"static const int net_{layer.name}_bias[] = {numbers[0]};")
             continue
         sizes = f"{len(weight) // len(layer.bias)}, {len(layer.bias)}, {layer.before}, {layer.after}"
-        numbers = ",\n".join([f"net_{layer.name}_weights", bias, offset, factor, zero, sizes])
-        arrays.append(f"static const struct net_conv net_{layer.name} = {{{numbers}}};")
+        fields = ",\n".join([f"net_{layer.name}_weights", *numbers, sizes])
+        arrays.append(f"static const struct net_conv net_{layer.name} = {{{fields}}};")
     return fill("net_int8.h.in", model, arrays="\n".join(arrays), one=str(one), bound=f"{bound:,}")

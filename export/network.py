@@ -20,7 +20,9 @@ class Layer:
     weight: Tensor  # (outputs, inputs, k, k)
     bias: Tensor  # (outputs,)
     relu: bool
-    norm: tuple[Tensor, ...] = ()  # batch norm: for each channel a factor, and then a summand; () where it has none
+    norm: tuple[
+        Tensor, ...
+    ] = ()  # batch norm: for each channel a factor, and then a summand; () where it has none
     pool: bool = False  # whether the maximum of each 2×2 activations is taken
 
 
@@ -49,11 +51,7 @@ def fill(template: str, model: Net, **fields: str) -> bytes:
     {{parameters}}, {{mean}} and {{std}} are known: the number of ``model``'s, and what normalises images.
     """
     text = Path(__file__).with_name(template).read_text(encoding="utf-8")
-    fields |= {
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "mean": str(MEAN),
-        "std": str(STD),
-    }
-    for name, value in fields.items():
+    parameters = f"{sum(p.numel() for p in model.parameters()):,}"
+    for name, value in {**fields, "parameters": parameters, "mean": str(MEAN), "std": str(STD)}.items():
         text = text.replace("{{" + name + "}}", value)
     return text.encode()
