@@ -44,13 +44,13 @@ def write(model: Net) -> bytes:
     """Return the header that computes what ``model`` does in evaluation mode, in float32."""
     arrays = []
     for layer in layers(model):
-        outputs = len(layer.bias)
+        outputs, inputs = layer.weight.shape[:2]
         # By column, row, input and output, with room for 16 outputs, which make whole vectors.
         weight = F.pad(layer.weight.permute(3, 2, 1, 0).flatten(0, 2), (0, 16 - outputs))
         factor, summand = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
         arrays.append(f"static const float net_{layer.name}_weights[] = {array(weight.float().flatten())};")
         numbers = ",\n".join(array(each.float()) for each in (layer.bias, factor, summand))
-        numbers = f"net_{layer.name}_weights, {len(weight)}, {outputs},\n{numbers}"
+        numbers = f"net_{layer.name}_weights, {len(weight)}, {inputs}, {outputs},\n{numbers}"
         arrays.append(f"static const struct net_conv net_{layer.name} = {{{numbers}}};")
     return fill("net.h.in", model, arrays="\n".join(arrays))
 

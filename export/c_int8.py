@@ -126,7 +126,8 @@ def write(model: Net) -> bytes:
         if layer is quantized[-1]:
             arrays.append(f"static const int net_{layer.name}_bias[] = {numbers[0]};")
             continue
-        sizes = f"{len(weight) // len(layer.bias)}, {len(layer.bias)}, {layer.before}, {layer.after}"
+        outputs, inputs = layer.weight.shape[:2]
+        sizes = f"{len(weight) // outputs}, {inputs}, {outputs}, {layer.before}, {layer.after}"
         fields = ",\n".join([f"net_{layer.name}_weights", *numbers, sizes])
         arrays.append(f"static const struct net_conv net_{layer.name} = {{{fields}}};")
     return fill("net_int8.h.in", model, arrays="\n".join(arrays), one=str(one), bound=f"{bound:,}")

@@ -1,12 +1,13 @@
-/* Reads the images in images.bin, 784 bytes each, through semihosting, which debuggers and QEMU offer; writes ten
- * 32-bit logits for each to logits.bin, and prints how much stack and time the network took. */
+/* Reads images.bin, 784 bytes an image, and writes logits.bin, ten 32-bit integers an image, through semihosting, which
+ * QEMU and debuggers offer; then prints how long an image took and how much stack. On a board without a debugger, take
+ * the call of predict. */
 #include "net_int8.h"
 
 #ifndef CLOCK
-#define CLOCK 16 /* MHz */
+#define CLOCK 16 /* MHz: the micro:bit's */
 #endif
 #define BATCH 8
-#define SYSTICK ((volatile unsigned *)0xE000E010) /* control, reload value, current value; it counts down */
+#define SYSTICK ((volatile unsigned *)0xE000E010) /* control, value to start from, value; it counts down */
 
 enum { OPEN = 1, WRITE0 = 4, WRITE = 5, READ = 6, EXIT = 0x18 };
 
@@ -16,10 +17,10 @@ static unsigned char images[BATCH][784];
 static net_logit logits[BATCH][10];
 static struct net_scratch scratch;
 
-static unsigned semihost(unsigned operation, const void *arguments)
+static unsigned semihost(unsigned operation, const void *argument)
 {
     register unsigned r0 __asm__("r0") = operation;
-    register const void *r1 __asm__("r1") = arguments;
+    register const void *r1 __asm__("r1") = argument;
 
     __asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");
     return r0;
@@ -27,9 +28,9 @@ static unsigned semihost(unsigned operation, const void *arguments)
 
 /* OPEN takes a name, a mode and the name's length, and returns a handle; READ and WRITE take a handle, a place and a
  * length, and return how many bytes they left. */
-static unsigned file(unsigned operation, const void *first, unsigned second, unsigned third)
+static unsigned file(unsigned operation, const void *name_or_handle, unsigned mode_or_place, unsigned length)
 {
-    const void *const arguments[] = {first, (const void *)second, (const void *)third};
+    const void *const arguments[] = {name_or_handle, (const void *)mode_or_place, (const void *)length};
 
     return semihost(operation, arguments);
 }
@@ -48,14 +49,16 @@ static void print(unsigned number, const char *text)
 
 int main(void)
 {
-    const void *const in = (const void *)file(OPEN, "images.bin", 1, 10); /* 1: rb */
+    const void *const in = (const void *)file(OPEN, "images.bin", 1, 10);  /* 1: rb */
     const void *const out = (const void *)file(OPEN, "logits.bin", 5, 10); /* 5: wb */
     unsigned *unused = stack_bottom, count = 0, ticks = 0, i, n;
 
-    for (volatile unsigned *p = stack_bottom; p < (unsigned *)__builtin_frame_address(0) - 32; p++)
-        *p = 0xA5A5A5A5; /* what is left of it at the end was never used */
+    if (in == (const void *)-1 || out == (const void *)-1) {
+        semihost(WRITE0, "images.bin can't be read, or logits.bin not written\n");
+        semihost(EXIT, (const void *)0x20023); /* an error */
+    }
     SYSTICK[1] = 0xFFFFFF;
-    SYSTICK[0] = 5; /* on, with the processor's clock */
+    SYSTICK[0] = 5; /* on, by the processor's clock */
     while ((n = BATCH - file(READ, in, (unsigned)images, sizeof images) / 784) > 0) {
         for (i = 0; i < n; i++) {
             const unsigned start = SYSTICK[2];
@@ -71,7 +74,7 @@ int main(void)
     print(count, " images, each in ");
     print(count ? ticks / count / CLOCK : 0, " microseconds; stack ");
     print((unsigned)((char *)stack_top - (char *)unused), " bytes, scratch ");
-    print(sizeof scratch, " bytes\n");
-    semihost(EXIT, (void *)0x20026);
+    print(sizeof scratch, " bytes, image 784 bytes\n");
+    semihost(EXIT, (const void *)0x20026); /* the program ended as it should */
     return 0;
 }

@@ -4,8 +4,12 @@ int main(void);
 
 void reset(void)
 {
-    for (unsigned *p = bss_start; p < stack_bottom; p++)
-        *p = 0;
+    unsigned *p = bss_start;
+
+    while (p < stack_bottom)
+        *p++ = 0;
+    while (p < (unsigned *)__builtin_frame_address(0) - 8) /* clear of this function's own */
+        *p++ = 0xA5A5A5A5; /* where it is found later, the stack never was */
     main();
     for (;;)
         ;
