@@ -70,12 +70,12 @@ def compare(found: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> str:
     same = int((found.argmax(dim=1) == expected.argmax(dim=1)).sum())
     correct, expected_correct = (int((each.argmax(dim=1) == labels).sum()) for each in (found, expected))
     difference = (found - expected).abs().max().item()
-    percent, expected_percent = (100 * count / len(labels) for count in (correct, expected_correct))
+    count = len(labels)
     text = (
-        f"accuracy {percent:.2f}%, PyTorch's {expected_percent:.2f}%; {same:,} of {len(labels):,} predictions "
-        f"as PyTorch's, log-probabilities within {difference:.1e}"
+        f"accuracy {correct / count:.2%}, PyTorch's {expected_correct / count:.2%}; {same:,} of {count:,} "
+        f"predictions as PyTorch's, log-probabilities within {difference:.1e}"
     )
-    exact = same == len(labels) and difference <= ROUNDING  # NaN isn't
+    exact = same == count and difference <= ROUNDING  # NaN isn't
     accurate = expected_correct - correct <= INT8_LOSS and math.isfinite(difference)
     if not (accurate if int8 else exact):
         raise UserError(f"not written, for it does not agree with PyTorch: {text}")

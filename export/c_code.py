@@ -79,9 +79,8 @@ def load(content: bytes) -> Predictor:
     Raises ``UserError`` like ``compile_program``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["-O3", f"-m{NATIVE}=native", "-fPIC", "-shared"]
-        library = ctypes.CDLL(str(compile_program(content, folder, "program.so", *flags)))
-    function = library.predict_all
+        flags = "-O3", f"-m{NATIVE}=native", "-fPIC", "-shared"
+        function = ctypes.CDLL(str(compile_program(content, folder, "program.so", *flags))).predict_all
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p], None
 
     def predict(images: Tensor) -> Tensor:
@@ -97,7 +96,7 @@ def measure(content: bytes) -> str:
 
     Raises ``UserError`` like ``compile_program``.
     """
-    flags = ["-Os", "-fno-pie", "-fno-asynchronous-unwind-tables", "-c"]  # as on a microcontroller
+    flags = "-Os", "-fno-pie", "-fno-asynchronous-unwind-tables", "-c"  # as on a microcontroller
     with tempfile.TemporaryDirectory() as folder:
         path = compile_program(content, folder, "program.o", *flags)
         sizes = subprocess.run(["size", path], capture_output=True, text=True, check=True).stdout
