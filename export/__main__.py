@@ -1,57 +1,41 @@
-"""Write a trained network as ONNX, C and a web page: ``python export.py``. ``--help`` lists the flags."""
-
-# ruff: noqa: E402 (torch takes seconds to import: --help and mistakes answer before)
+"""Write a trained network as ONNX, C and a web page: ``python -m export``. ``--help`` lists the flags."""
 
 import argparse
-import sys
 from collections.abc import Sequence
+
+from config import Parser, end_in_one_line
 
 FILES = {"onnx": "net.onnx", "c": "net.h", "c-int8": "net_int8.h", "web": "net.html"}
 
 
-def format_name(text: str) -> str:
-    """Take the name of a format, as an argparse type."""
-    if text in FILES:
-        return text
-    raise argparse.ArgumentTypeError(f"must be {', '.join(FILES)}, not {text!r}")
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; end with argparse's message and exit status 2 where it can't be used."""
-    parser = argparse.ArgumentParser(
-        prog="export.py",
-        description="Write a trained network to files that run without PyTorch, each checked against it.",
-        allow_abbrev=False,
+    """Read the command line. Raises ``UsageError`` where it can't be used."""
+    parser = Parser(
+        "python -m export",
+        "Write a trained network to files that run without PyTorch, each checked against it.",
     )
+    files = "; ".join(f"{name}: {file}" for name, file in FILES.items())
     parser.add_argument(
-        "formats",
-        nargs="*",
-        type=format_name,
-        default=list(FILES),
-        metavar="FORMAT",
-        help="; ".join(f"{name}: {file}" for name, file in FILES.items()) + " (default: all)",
+        "formats", nargs="*", default=list(FILES), metavar="FORMAT", help=f"{files} (default: all)"
     )
-    parser.add_argument(
-        "--weights",
-        metavar="FILE",
-        help="a best.pt that main.py wrote (default: that of the newest run, or else the project's own)",
-    )
+    weights = "a best.pt that main.py wrote (default: the newest run's, else the project's own)"
+    parser.add_argument("--weights", metavar="FILE", help=weights)
     parser.add_argument(
         "--output-dir", metavar="DIR", help="where the files go (default: the folder of the weights)"
     )
-    parser.add_argument(
-        "--data-path",
-        default="data",
-        metavar="DIR",
-        help="where MNIST lies in torchvision's layout, or is downloaded to (default: %(default)s)",
-    )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in args.formats:
+        if name not in FILES:
+            parser.error(f"argument FORMAT: must be one of {', '.join(FILES)}, not {name!r}")
+    return args
 
 
 if __name__ == "__main__":
+    end_in_one_line("export")
     args = parse_args()
 
 import math
+import sys
 import time
 from pathlib import Path
 from statistics import median
@@ -59,10 +43,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from checkpoint import RunError, load_net, newest_weights, replace_file
-from exports import ExportError, Predictor, c_code, onnx_file
+from checkpoint import load_trained, newest_trained, replace_file
+from config import UserError
+from export import c_code, c_int8, onnx_file, web
+from export.network import Predictor
 from model import Net
-from utils import DataError, load_mnist, normalise
+from utils import load_mnist, normalize
 
 ROUNDING = 1e-4  # in log-probabilities: ten times what another order of float32 sums was seen to change
 INT8_LOSS = 10  # images of the 10,000 in the test set that 8-bit weights may cost: 0.1 percentage points
@@ -70,115 +56,92 @@ REPEATS = 300  # images timed
 
 
 @torch.inference_mode()
-def run(predictor: Predictor, pictures: Tensor) -> Tensor:
-    """Return the log-probabilities (N, 10) of pictures, uint8 (N, 28, 28), a thousand at a time."""
-    return torch.cat([predictor(batch) for batch in torch.split(pictures, 1000)])
+def run(predictor: Predictor, images: Tensor) -> Tensor:
+    """Return the log-probabilities (N, 10) of images, uint8 (N, 28, 28), a thousand at a time."""
+    return torch.cat([predictor(batch) for batch in torch.split(images, 1000)])
 
 
 def compare(found: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> str:
     """Describe how an export's log-probabilities ``found`` differ from PyTorch's, ``expected``; both (N, 10).
 
-    Raises ``ExportError`` when an answer differs, or a number by more than ROUNDING; with ``int8``,
-    when more than INT8_LOSS right answers are lost.
+    Raises ``UserError`` when a prediction differs, or a number by more than ROUNDING; with ``int8``,
+    when more than INT8_LOSS right predictions are lost.
     """
-    answers, expected_answers = found.argmax(dim=1), expected.argmax(dim=1)
-    same = int((answers == expected_answers).sum())
-    correct, expected_correct = int((answers == labels).sum()), int((expected_answers == labels).sum())
+    same = int((found.argmax(dim=1) == expected.argmax(dim=1)).sum())
+    correct, expected_correct = (int((each.argmax(dim=1) == labels).sum()) for each in (found, expected))
     difference = (found - expected).abs().max().item()
+    count = len(labels)
     text = (
-        f"accuracy {100 * correct / len(labels):.2f}%, {same:,} of {len(labels):,} answers as PyTorch's, "
-        f"log-probabilities within {difference:.1e}"
+        f"accuracy {correct / count:.2%}, PyTorch's {expected_correct / count:.2%}; {same:,} of {count:,} "
+        f"predictions as PyTorch's, log-probabilities within {difference:.1e}"
     )
-    if int8:
-        good = expected_correct - correct <= INT8_LOSS and math.isfinite(difference)
-    else:
-        good = same == len(labels) and difference <= ROUNDING  # NaN isn't
-    if not good:
-        accuracy = f"{100 * expected_correct / len(labels):.2f}%"
-        raise ExportError(f"not written, for it does not agree with PyTorch, of accuracy {accuracy}: {text}")
+    exact = same == count and difference <= ROUNDING  # NaN isn't
+    accurate = expected_correct - correct <= INT8_LOSS and math.isfinite(difference)
+    if not (accurate if int8 else exact):
+        raise UserError(f"not written, for it does not agree with PyTorch: {text}")
     return text
 
 
 @torch.inference_mode()
-def race(model: Net, predictor: Predictor, pictures: Tensor) -> str:
-    """Time ``model`` and ``predictor`` in turn, a picture at a time on one thread, and describe the medians.
-
-    ``model`` gets the pictures, uint8 (N, 28, 28), normalised already; ``predictor`` has that to do too.
-    """
+def race(predictors: dict[str, Predictor], images: Tensor) -> str:
+    """Let ``predictors`` take turns, an image at a time on one thread, and describe their median times."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    times: tuple[list[float], list[float]] = [], []
-    for picture in torch.split(pictures[:REPEATS], 1):
-        normalised = normalise(picture[:, None])
-        start = time.perf_counter()
-        model(normalised)
-        middle = time.perf_counter()
-        predictor(picture)
-        end = time.perf_counter()
-        times[0].append(middle - start)
-        times[1].append(end - middle)
+    seconds: dict[str, list[float]] = {name: [] for name in predictors}
+    for image in torch.split(images[:REPEATS], 1):
+        for name, predictor in predictors.items():
+            start = time.perf_counter()
+            predictor(image)
+            seconds[name].append(time.perf_counter() - start)
     torch.set_num_threads(threads)
-    eager, exported = (1000 * median(values) for values in times)
-    return (
-        f"one image {exported:.3f} ms, PyTorch {eager:.3f} ms, ratio {exported / eager:.2f} "
-        f"(one thread, medians of {len(times[0])} in turn)"
-    )
+    times = ", ".join(f"{name} {1000 * median(values):.3f} ms" for name, values in seconds.items())
+    return f"One image, median of {len(images[:REPEATS])} in turn on one thread: {times}"
 
 
-def make(
-    name: str, model: Net, pictures: Tensor, labels: Tensor, expected: Tensor
-) -> tuple[bytes, list[str]]:
-    """Make the file of the format ``name`` and check it; return its content, and lines that describe it.
+def make(name: str, model: Net) -> tuple[bytes, str, Predictor | None]:
+    """Make the file of the format ``name``: return its content, its size in words, and what runs it here.
 
-    ``pictures``, uint8 (N, 28, 28), and ``labels`` (N,) are the test set, ``expected`` (N, 10) the
-    log-probabilities that PyTorch finds for it.
-    Raises ``ExportError`` when the file can't be made or checked, or is wrong.
+    Raises ``UserError`` when it can't be made, or not be run where it could be.
     """
     if name == "web":
-        from exports import web
-
         content = web.write(model)
-        return content, [f"{len(content):,} bytes"]
-    int8 = name == "c-int8"
+        return content, f"{len(content):,} bytes", None
     if name == "onnx":
-        content, load = onnx_file.write(model), onnx_file.load
-        size = f"{len(content):,} bytes"
-    else:
-        content, load = c_code.write(model, int8), c_code.load
-        numbers, code, ram = c_code.measure(content)
-        size = f"flash {numbers + code:,} bytes ({numbers:,} of numbers), RAM {ram:,} bytes (cc -Os)"
-    predictor = load(content)
-    agreement = compare(run(predictor, pictures), expected, labels, int8)
-    return content, [size, agreement, race(model, predictor, pictures)]
+        content = onnx_file.write(model)
+        return content, f"{len(content):,} bytes", onnx_file.load(content)
+    content = c_int8.write(model) if name == "c-int8" else c_code.write(model)
+    return content, c_code.measure(content), c_code.load(content)
 
 
-def main(args: argparse.Namespace) -> int:
-    """Carry out the command line ``args``; return the exit status, after a line on stderr a failure."""
-    failures = 0
-    try:
-        weights = Path(args.weights) if args.weights else newest_weights()
-        model, _ = load_net(weights)
-        pictures, labels = load_mnist(args.data_path, train=False)
-        folder = Path(args.output_dir) if args.output_dir else weights.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        expected = run(lambda batch: model(normalise(batch[:, None])), pictures)
-        accuracy = 100 * (expected.argmax(dim=1) == labels).float().mean().item()
-        print(f"{weights}: accuracy {accuracy:.2f}%")
-        for name in dict.fromkeys(args.formats):
-            path = folder / FILES[name]
-            try:
-                content, lines = make(name, model, pictures, labels, expected)
-            except ExportError as error:
-                print(f"export.py: error: {path}: {error}", file=sys.stderr)
-                failures += 1
-                continue
+def main(formats: Sequence[str], weights: str | None = None, output_dir: str | None = None) -> int:
+    """Write a file for each of ``formats``; return the exit status, after a line on stderr a failure.
+
+    Raises ``UserError`` and ``OSError`` where no format can be written.
+    """
+    trained = load_trained(Path(weights)) if weights else newest_trained()
+    print(f"Weights: {trained}")
+    folder, failures = Path(output_dir) if output_dir else trained.path.parent, 0
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = load_mnist(train=False)
+    predictors: dict[str, Predictor] = {"PyTorch": lambda batch: trained.model(normalize(batch[:, None]))}
+    expected = run(predictors["PyTorch"], images)
+    for name in dict.fromkeys(formats):
+        path = folder / FILES[name]
+        try:
+            content, text, predictor = make(name, trained.model)
+            if predictor:
+                text += f"\n    {compare(run(predictor, images), expected, labels, name == 'c-int8')}"
+                predictors[path.name] = predictor
             replace_file(path, content)
-            print("\n    ".join([f"{path}:", *lines]))
-    except (DataError, RunError, OSError) as error:
-        print(f"export.py: error: {error}", file=sys.stderr)
-        return 1
+        except UserError as error:
+            print(f"export: error: {path}: {error}", file=sys.stderr)
+            failures += 1
+        else:
+            print(f"{path}:\n    {text}", flush=True)
+    if len(predictors) > 1:
+        print(race(predictors, images))
     return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(args))
+    sys.exit(main(**vars(args)))

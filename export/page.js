@@ -2,11 +2,11 @@
 
 // ---- The network -------------------------------------------------------------------------------
 
-// MEAN, STD, STEPS and NUMBERS, float32 in base64, stand in the page; exports/web.py says what they are.
+// MEAN, STD, LAYERS and NUMBERS, float32 in base64, stand in the page; export/web.py says what they are.
 const numbers = new Float32Array(Uint8Array.from(atob(NUMBERS), (c) => c.charCodeAt(0)).buffer);
 
 /** Convolve maps (inputs, side, side) with kernels (outputs, inputs, size, size), zeros around. */
-function convolve(maps, side, { inputs, outputs, size, relu }, kernels, biases) {
+function convolve(maps, side, [outputs, inputs, size], kernels, biases) {
   const area = side * side, reach = (size - 1) / 2, result = new Float32Array(outputs * area);
   for (let output = 0, k = 0; output < outputs; output++) {
     const out = result.subarray(output * area, (output + 1) * area).fill(biases[output]);
@@ -22,7 +22,7 @@ function convolve(maps, side, { inputs, outputs, size, relu }, kernels, biases) 
       }
     }
   }
-  return relu ? result.map((value) => Math.max(0, value)) : result;
+  return result;
 }
 
 /** Halve the side of maps (channels, side, side) by the maximum of each 2 × 2 pixels. */
@@ -38,27 +38,27 @@ function pool(maps, side) {
 function network(picture) {
   let maps = Float32Array.from(picture, (value) => (value / 255 - MEAN) / STD), side = 28, read = 0;
   const take = (count) => numbers.subarray(read, read += count);
-  for (const step of STEPS) {
-    const area = side * side;
-    if (step.kind === "conv") {
-      const kernels = take(step.outputs * step.inputs * step.size ** 2);
-      maps = convolve(maps, side, step, kernels, take(step.outputs));
-    } else if (step.kind === "norm") {
-      const factors = take(step.channels), summands = take(step.channels);
+  for (const { shape, relu, norm, pool: pooled } of LAYERS) {
+    const area = side * side, kernels = take(shape[0] * shape[1] * shape[2] ** 2);
+    maps = convolve(maps, side, shape, kernels, take(shape[0]));
+    if (relu) maps = maps.map((value) => Math.max(0, value));
+    if (norm) {
+      const factors = take(shape[0]), summands = take(shape[0]);
       maps = maps.map((value, i) => value * factors[Math.floor(i / area)] + summands[Math.floor(i / area)]);
-    } else if (step.kind === "pool") {
+    }
+    if (pooled) {
       maps = pool(maps, side);
       side /= 2;
-    } else {
-      maps = new Float32Array(maps.length / area)
-        .map((_, i) => maps.subarray(i * area, (i + 1) * area).reduce((a, b) => a + b) / area);
     }
   }
+  const area = side * side;
+  maps = new Float32Array(maps.length / area)
+    .map((_, i) => maps.subarray(i * area, (i + 1) * area).reduce((a, b) => a + b) / area);
   const top = Math.max(...maps), log = top + Math.log(maps.reduce((sum, value) => sum + Math.exp(value - top), 0));
   return maps.map((value) => value - log);
 }
 
-// ---- The picture: steps 4 to 10 of pictures.py ---------------------------------------------------
+// ---- The picture: steps 4 to 10 of predict/preprocess.py ---------------------------------------------------
 
 const largest = (values) => values.reduce((a, b) => Math.max(a, b), 0);
 const sum = (values) => values.reduce((a, b) => a + b, 0);

@@ -1,6 +1,6 @@
 """Chromium, driven by Selenium, and how to draw in it.
 
-``PYTHONPATH=. python tests/browser.py docs/page.png`` takes the README's picture of the page.
+``PYTHONPATH=. python tests/browser.py docs/page.png`` takes the picture of the page in docs/export.md.
 """
 
 import math
@@ -9,9 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from exports import web
-
-from checkpoint import load_net
+from checkpoint import load_trained
+from export import web
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 OPTIONS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --hide-scrollbars
@@ -110,7 +109,7 @@ if __name__ == "__main__":
     view(driver, 1280, 800)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "index.html")
-        path.write_bytes(web.write(load_net(Path("weights/best.pt"))[0]))
+        path.write_bytes(web.write(load_trained(Path("weights/best.pt")).model))
         driver.get(path.as_uri())
         draw(driver, DIGITS[3])
         driver.save_screenshot(sys.argv[1])

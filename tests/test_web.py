@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, DIGITS, DRIVER, draw, press, settle, start_browser, view
-from exports import web
-from pictures import PictureError, prepare
 from PIL import Image
 
-from checkpoint import load_net
+from checkpoint import load_trained
+from export import web
+from predict.preprocess import PictureError, prepare
 from utils import MEAN, STD, load_mnist
 
 ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "weights" / "best.pt"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_bytes(web.write(load_net(ROOT / "weights" / "best.pt")[0]))
+    path.write_bytes(web.write(load_trained(WEIGHTS).model))
     return path.as_uri()
 
 
@@ -65,6 +66,12 @@ def test_one_small_file_that_names_no_other(page_url: str) -> None:
     assert "9,798 parameters" in text
 
 
+def test_committed_page_is_made_of_the_committed_weights(page_url: str) -> None:
+    content = Path(page_url.removeprefix("file://")).read_bytes()
+    assert (ROOT / "docs" / "index.html").read_bytes() == content
+
+
+@pytest.mark.slow
 def test_nothing_is_asked_of_any_network(browser: Any, page_url: str) -> None:
     browser.get_log("performance")
     browser.get(page_url)
@@ -82,9 +89,10 @@ def test_nothing_is_asked_of_any_network(browser: Any, page_url: str) -> None:
     browser.get_log("browser")
 
 
+@pytest.mark.slow
 def test_network_is_pytorchs(page: Any) -> None:
-    images = load_mnist(str(ROOT / "data"), train=False)[0][:500]
-    model = load_net(ROOT / "weights" / "best.pt")[0]
+    images = load_mnist(train=False)[0][:500]
+    model = load_trained(WEIGHTS).model
     with torch.inference_mode():
         expected = model((images[:, None] / 255 - MEAN) / STD)
     script = "return arguments[0].map((picture) => Array.from(network(picture)))"
@@ -94,6 +102,7 @@ def test_network_is_pytorchs(page: Any) -> None:
     assert (found - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digit", range(10))
 def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
     draw(page, DIGITS[digit])
@@ -104,7 +113,7 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
     assert shares[digit] == max(shares)
     assert 97 <= sum(shares) <= 103  # each is rounded
     assert not page.find_element("id", "hint").is_displayed()
-    # What it prepared is what predict.py would have, of the same drawing as a picture file.
+    # What it prepared is what predict would have, of the same drawing as a picture file.
     drawing = np.array(page.execute_script("return Array.from(drawing())"), dtype=np.uint8).reshape(200, 200)
     seen = page.execute_script("return Array.from(seen.getImageData(0, 0, 28, 28).data)")
     seen = np.array(seen, dtype=np.uint8).reshape(28, 28, 4)
@@ -112,6 +121,7 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
     assert (seen[..., 3] == 255).all()
 
 
+@pytest.mark.slow
 def test_prepares_any_picture_like_predict(page: Any) -> None:
     generator = np.random.default_rng(1)
     for side in (1, 2, 3, 7, 19, 20, 21, 28, 60, 150):
@@ -134,6 +144,7 @@ def test_prepares_any_picture_like_predict(page: Any) -> None:
                 assert np.abs(np.subtract(found, expected)).max() <= 1
 
 
+@pytest.mark.slow
 def test_finger_draws_and_clear_clears(page: Any, page_url: str) -> None:
     view(page, 390, 844, touch=True)
     page.get(page_url)
@@ -147,6 +158,7 @@ def test_finger_draws_and_clear_clears(page: Any, page_url: str) -> None:
     assert page.execute_script("return drawing().some(Boolean)") is False
 
 
+@pytest.mark.slow
 def test_second_finger_and_other_buttons_draw_nothing(page: Any) -> None:
     box = page.find_element("id", "pad").rect
     places = [
@@ -162,6 +174,7 @@ def test_second_finger_and_other_buttons_draw_nothing(page: Any) -> None:
     assert page.execute_script("return strokes.map((points) => points.length)") == [1]
 
 
+@pytest.mark.slow
 def test_stroke_ends_where_the_button_is_let_go_even_outside(page: Any) -> None:
     from selenium.webdriver import ActionChains
 
@@ -174,6 +187,7 @@ def test_stroke_ends_where_the_button_is_let_go_even_outside(page: Any) -> None:
     assert len(before) == 1
 
 
+@pytest.mark.slow
 def test_drawn_and_cleared_by_keyboard(page: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -197,6 +211,7 @@ def test_drawn_and_cleared_by_keyboard(page: Any) -> None:
     assert page.switch_to.active_element.get_attribute("id") == "clear"
 
 
+@pytest.mark.slow
 def test_says_what_it_shows(page: Any) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -218,6 +233,7 @@ def test_says_what_it_shows(page: Any) -> None:
     assert status.get_attribute("textContent").replace("\u00a0", " ") == f"7, {shown}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "height", "touch"), [(360, 640, True), (844, 390, True), (1400, 900, False)]
 )
@@ -238,6 +254,7 @@ def test_fits_the_screen_and_stands_still(
     assert page.execute_script("return pad.width / pad.clientWidth") == scale
 
 
+@pytest.mark.slow
 def test_ink_contrasts_with_the_paper_in_both_schemes(page: Any) -> None:
     draw(page, [[(0.5, 0.3), (0.5, 0.7)]])
     before = page.execute_script("return Array.from(drawing())")

@@ -1,0 +1,80 @@
+/* Reads images.bin, 784 bytes an image, and writes logits.bin, ten 32-bit integers an image, through semihosting, which
+ * QEMU and debuggers offer; then prints how long an image took and how much stack. On a board without a debugger, take
+ * the call of predict. */
+#include "net_int8.h"
+
+#ifndef CLOCK
+#define CLOCK 16 /* MHz: the micro:bit's */
+#endif
+#define BATCH 8
+#define SYSTICK ((volatile unsigned *)0xE000E010) /* control, value to start from, value; it counts down */
+
+enum { OPEN = 1, WRITE0 = 4, WRITE = 5, READ = 6, EXIT = 0x18 };
+
+extern unsigned stack_bottom[], stack_top[];
+
+static unsigned char images[BATCH][784];
+static net_logit logits[BATCH][10];
+static struct net_scratch scratch;
+
+static unsigned semihost(unsigned operation, const void *argument)
+{
+    register unsigned r0 __asm__("r0") = operation;
+    register const void *r1 __asm__("r1") = argument;
+
+    __asm__ volatile("bkpt 0xAB" : "+r"(r0) : "r"(r1) : "memory");
+    return r0;
+}
+
+/* OPEN takes a name, a mode and the name's length, and returns a handle; READ and WRITE take a handle, a place and a
+ * length, and return how many bytes they left. */
+static unsigned file(unsigned operation, const void *name_or_handle, unsigned mode_or_place, unsigned length)
+{
+    const void *const arguments[] = {name_or_handle, (const void *)mode_or_place, (const void *)length};
+
+    return semihost(operation, arguments);
+}
+
+static void print(unsigned number, const char *text)
+{
+    char digits[11], *p = digits + 10;
+
+    *p = 0;
+    do
+        *--p = (char)('0' + number % 10);
+    while (number /= 10);
+    semihost(WRITE0, p);
+    semihost(WRITE0, text);
+}
+
+int main(void)
+{
+    const void *const in = (const void *)file(OPEN, "images.bin", 1, 10);  /* 1: rb */
+    const void *const out = (const void *)file(OPEN, "logits.bin", 5, 10); /* 5: wb */
+    unsigned *unused = stack_bottom, count = 0, ticks = 0, i, n;
+
+    if (in == (const void *)-1 || out == (const void *)-1) {
+        semihost(WRITE0, "images.bin can't be read, or logits.bin not written\n");
+        semihost(EXIT, (const void *)0x20023); /* an error */
+    }
+    SYSTICK[1] = 0xFFFFFF;
+    SYSTICK[0] = 5; /* on, by the processor's clock */
+    while ((n = BATCH - file(READ, in, (unsigned)images, sizeof images) / 784) > 0) {
+        for (i = 0; i < n; i++) {
+            const unsigned start = SYSTICK[2];
+
+            predict(images[i], logits[i], &scratch);
+            ticks += (start - SYSTICK[2]) & 0xFFFFFF;
+        }
+        file(WRITE, out, (unsigned)logits, n * sizeof logits[0]);
+        count += n;
+    }
+    while (*unused == 0xA5A5A5A5)
+        unused++;
+    print(count, " images, each in ");
+    print(count ? ticks / count / CLOCK : 0, " microseconds; stack ");
+    print((unsigned)((char *)stack_top - (char *)unused), " bytes, scratch ");
+    print(sizeof scratch, " bytes, image 784 bytes\n");
+    semihost(EXIT, (const void *)0x20026); /* the program ended as it should */
+    return 0;
+}

@@ -1,0 +1,164 @@
+"""net_int8.h: the same as a second implementation, on this machine and on emulated microcontrollers."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from exported import (
+    CC,
+    ROOT,
+    Numbers,
+    log_softmax,
+    needs_cc,
+    noise,
+    reference,
+    run_c,
+    trained_net,
+    wild_net,
+)
+from torch import Tensor
+
+from config import UserError
+from export import c_int8
+from model import Net
+from utils import load_mnist
+
+ARM = "arm-none-eabi-"
+BARE = "-O2 -ffreestanding -nostdlib -fno-tree-loop-distribute-patterns"
+needs_arm = pytest.mark.skipif(
+    shutil.which(f"{ARM}gcc") is None, reason="needs arm-none-eabi-gcc: apt-get install gcc-arm-none-eabi"
+)
+needs_qemu = pytest.mark.skipif(
+    shutil.which("qemu-system-arm") is None, reason="needs QEMU: apt-get install qemu-system-arm"
+)
+
+
+@pytest.fixture(scope="module")
+def header() -> bytes:
+    return c_int8.write(trained_net())
+
+
+@pytest.fixture
+def calibration(monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """Few images, where the accuracy isn't asked for, for ``write`` too."""
+    images = load_mnist(train=True)[0][:100]
+    monkeypatch.setattr(c_int8, "load_mnist", lambda train: (images, None))
+    return images
+
+
+def simulate(layers: list[c_int8.Quantized], images: Tensor) -> Numbers:
+    """Compute the logits by whole maps, in float64, which is exact for these integers."""
+    x = images[:, None].double()
+    for layer in layers[:-1]:
+        if layer.weight.shape[-1] == 3:
+            zeros = layer.zero.view(1, -1, 1, 1)
+            x = F.pad(x - zeros, (1, 1, 1, 1)) + zeros
+        else:
+            x = F.max_pool2d(x, 2)
+        sums = F.relu(F.conv2d(x, layer.weight, layer.bias)).div(2**layer.before).floor()
+        products = sums * layer.factor.view(-1, 1, 1) + layer.offset.view(-1, 1, 1)
+        x = (products / 2**layer.after).floor().clamp(0, 255)
+    last = layers[-1]
+    return (x.sum(dim=(2, 3)) @ last.weight.flatten(1).T + last.bias).numpy()
+
+
+@needs_cc
+@pytest.mark.parametrize("make", [trained_net, wild_net])
+def test_is_the_quantized_network(make: type[Net], calibration: Tensor, tmp_path: Path) -> None:
+    model, images = make(), torch.cat([load_mnist(train=False)[0][:60], noise(20)])
+    layers, _, bound = c_int8.quantize(model, calibration)
+    found = run_c(c_int8.write(model), images, tmp_path, dtype=np.int32)
+    np.testing.assert_array_equal(found, simulate(layers, images))
+    assert np.abs(found).max() <= bound < 2**31
+
+
+def test_keeps_negative_factors_and_the_order_of_the_layers(calibration: Tensor) -> None:
+    model, images = wild_net(), calibration
+    layers, one, _ = c_int8.quantize(model, calibration)
+    expected, found = reference(model, images), log_softmax(simulate(layers, images) / one)
+    assert any((layer.factor < 0).any() for layer in layers)
+    # 8 bits leave some noise; a layer out of order, or zeros before batch norm, leaves nothing alike.
+    assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.99
+
+
+def test_weights_that_32_bits_cannot_hold_are_refused(calibration: Tensor) -> None:
+    model = trained_net()
+    model.conv7.weight.data *= 1e9
+    with pytest.raises(UserError, match="32 bits"):
+        c_int8.quantize(model, calibration)
+
+
+@needs_cc
+@pytest.mark.slow
+def test_keeps_the_accuracy(header: bytes, tmp_path: Path) -> None:
+    images, labels = load_mnist(train=False)
+    expected = reference(trained_net(), images).argmax(1) == labels.numpy()
+    found = run_c(header, images, tmp_path, dtype=np.int32).argmax(1) == labels.numpy()
+    assert expected.sum() - found.sum() <= 5
+
+
+@needs_cc
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [trained_net, wild_net])
+def test_any_bytes_are_an_image(make: type[Net], tmp_path: Path) -> None:
+    flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    found = run_c(c_int8.write(make()), noise(10_000), tmp_path, *flags, dtype=np.int32)
+    assert len(found) == 10_000
+
+
+@needs_arm
+def test_is_small_and_needs_no_float_no_library_and_no_memory_of_its_own(
+    header: bytes, tmp_path: Path
+) -> None:
+    assert not re.search(r"\b(float|double)\b|#\s*include", header.decode().replace("floating point", ""))
+    (tmp_path / "net.h").write_bytes(header)
+    call = "int f(const unsigned char *image, int *logits, struct net_scratch *scratch)"
+    text = f'#include "net.h"\n{call};\n{call} {{ return predict(image, logits, scratch); }}\n'
+    (tmp_path / "one.c").write_text(text)
+    compiler = [f"{ARM}gcc", *CC[1:], "-mcpu=cortex-m0", "-mthumb", "-O2", "-c", "one.c"]
+    subprocess.run(compiler, cwd=tmp_path, check=True)
+
+    def ask(tool: str, *flags: str) -> list[str]:
+        command = [f"{ARM}{tool}", *flags, "one.o"]
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.split()
+
+    assert set(ask("nm", "-u")) <= {"U", "memcpy", "memmove", "memset"}
+    flash, data, bss = map(int, ask("size")[6:9])
+    assert flash <= 16 * 1024 and data == bss == 0
+
+
+@needs_arm
+@needs_qemu
+@needs_cc
+@pytest.mark.slow
+@pytest.mark.parametrize(("cpu", "machine", "clock"), [("m0", "microbit", 16), ("m4", "mps2-an386", 25)])
+def test_microcontrollers_compute_the_same(
+    cpu: str, machine: str, clock: int, header: bytes, tmp_path: Path
+) -> None:
+    images = load_mnist(train=False)[0][:1000]
+    expected = run_c(header, images, tmp_path, dtype=np.int32)
+    shutil.copytree(ROOT / "examples" / "microcontroller", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "net_int8.h").write_bytes(header)
+    (tmp_path / "images.bin").write_bytes(images.numpy().tobytes())
+    build = f"{ARM}gcc -mcpu=cortex-{cpu} -mthumb {BARE} -DCLOCK={clock} -Wall -Wextra -Werror"
+    sources = f"{build} -T link.ld start.c main.c -lgcc -o net.elf"
+    subprocess.run(sources.split(), cwd=tmp_path, check=True)
+    emulator = f"qemu-system-arm -M {machine} -display none -icount shift=0 -semihosting -kernel net.elf"
+    done = subprocess.run(
+        emulator.split(), cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=True
+    )
+    found = np.fromfile(tmp_path / "logits.bin", dtype="<i4").reshape(-1, 10)
+    np.testing.assert_array_equal(found, expected)
+    printed = re.search(
+        r"^1000 images, each in \d+ microseconds; stack (\d+) bytes, scratch (\d+) bytes",
+        done.stderr + done.stdout,
+    )
+    assert printed, done
+    assert int(printed[1]) + int(printed[2]) + 784 <= 6 * 1024

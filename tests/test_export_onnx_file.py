@@ -1,0 +1,46 @@
+"""net.onnx against PyTorch, by a session of its own."""
+
+import numpy as np
+import pytest
+import torch
+from exported import Numbers, noise, reference, trained_net, wild_net
+from torch import Tensor
+
+from export import onnx_file
+from utils import load_mnist
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+def run_onnx(content: bytes, images: Tensor) -> Numbers:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (given,), (result,) = session.get_inputs(), session.get_outputs()
+    assert (given.type, given.shape[1:], result.shape[1:]) == ("tensor(uint8)", [28, 28], [10])
+    (log_probs,) = session.run(None, {given.name: images.numpy()})
+    assert log_probs.shape == (len(images), 10)
+    return np.asarray(log_probs)
+
+
+@pytest.mark.parametrize("count", [1, 7, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_predicts_as_pytorch_for_any_number_of_images(count: int) -> None:
+    model, images = trained_net(), load_mnist(train=False)[0][:count]
+    found, expected = run_onnx(onnx_file.write(model), images), reference(model, images)
+    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+def test_computes_any_network() -> None:
+    model, images = wild_net(), torch.cat([load_mnist(train=False)[0][:50], noise(50)])
+    expected = reference(model, images)
+    found = run_onnx(onnx_file.write(model), images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_is_one_file_of_standard_operators() -> None:
+    model = trained_net()
+    file = onnx.load_from_string(onnx_file.write(model))
+    assert {node.domain for node in file.graph.node} == {""}
+    assert all(not number.external_data for number in file.graph.initializer)
+    weights = sum(np.prod(n.dims) for n in file.graph.initializer if len(n.dims) == 4)
+    assert weights == sum(p.numel() for p in model.parameters() if p.dim() == 4)
