@@ -40,10 +40,11 @@ def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
     import torch
     import torch.nn.functional as F
     from torch.utils.data import DataLoader, Subset
-    from torchvision import datasets, transforms
+    from torchvision import datasets as torchvision_datasets
+    from torchvision import transforms
 
+    from datasets import MEAN, SHA256, STD, read_archive
     from model import Net
-    from utils import MEAN, SHA256, STD, read_archive
 
     normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
     augment = transforms.Compose([transforms.RandomRotation((-7.0, 7.0), fill=(0,)), normalize])
@@ -52,8 +53,8 @@ def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
         (raw := Path(folder, "MNIST", "raw")).mkdir(parents=True)
         for name in SHA256:
             (raw / name.removesuffix(".gz")).write_bytes(read_archive(name))
-        train_set = datasets.MNIST(folder, train=True, transform=augment)
-        test_set = datasets.MNIST(folder, train=False, transform=normalize)
+        train_set = torchvision_datasets.MNIST(folder, train=True, transform=augment)
+        test_set = torchvision_datasets.MNIST(folder, train=False, transform=normalize)
     train_loader = DataLoader(train_set, BATCH, shuffle=True, **options)
     train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
     test_loader = DataLoader(Subset(test_set, range(images)), 1000, **options)

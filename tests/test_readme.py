@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -40,10 +41,9 @@ def test_main_needs_no_more_than_requirements_txt() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files_that_exist(page: object) -> None:
-    assert page in PAGES
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):  # type: ignore[attr-defined]
-        assert (page.parent / target).exists(), target  # type: ignore[attr-defined]
+def test_links_lead_to_files_that_exist(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
 
 
 def test_files_that_the_readme_names_exist() -> None:

@@ -14,8 +14,9 @@ from browser import CHROMIUM, DIGITS, DRIVER, draw, press, settle, start_browser
 from PIL import Image
 
 from checkpoint import load_trained
+from datasets import PictureError
 from export import web
-from predict.preprocess import PictureError, prepare
+from predict.preprocess import preprocess
 from utils import MEAN, STD, load_mnist
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +118,7 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
     drawing = np.array(page.execute_script("return Array.from(drawing())"), dtype=np.uint8).reshape(200, 200)
     seen = page.execute_script("return Array.from(seen.getImageData(0, 0, 28, 28).data)")
     seen = np.array(seen, dtype=np.uint8).reshape(28, 28, 4)
-    assert (seen[..., :3] == prepare(Image.fromarray(drawing))[..., None]).all()
+    assert (seen[..., :3] == preprocess(Image.fromarray(drawing))[..., None]).all()
     assert (seen[..., 3] == 255).all()
 
 
@@ -135,7 +136,7 @@ def test_prepares_any_picture_like_predict(page: Any) -> None:
             )
             try:
                 expected: list[int] | None = (
-                    prepare(Image.fromarray(picture.astype(np.uint8))).ravel().tolist()
+                    preprocess(Image.fromarray(picture.astype(np.uint8))).ravel().tolist()
                 )
             except PictureError:
                 expected = None
