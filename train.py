@@ -91,8 +91,7 @@ def train(
 
     The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64, of which the first
     ``limit_batches`` are used. A ``scheduler`` moves after each batch; ``label_smoothing`` is in [0, 1]
-    (Szegedy et al., CVPR 2016); ``ema``, a copy of the network, becomes a running average of it, of which a
-    step keeps ``ema_decay``.
+    (Szegedy et al., CVPR 2016); ``ema``, a copy of the network, follows it as a running average.
     Returns the loss, without smoothing, averaged over the images, and the accuracy in percent, both of images
     as they were trained on. Raises ``UserError`` when a loss is NaN or infinite.
     """
@@ -113,7 +112,6 @@ def train(
                 advance(scheduler)
             if ema is not None:
                 update_average(averaged, current, ema_decay, (epoch - 1) * steps + batch_id)
-
             loss_sum += F.nll_loss(log_probs.detach(), target, reduction="sum")
             correct += (log_probs.argmax(dim=1) == target).sum()
             processed += len(target)

@@ -57,9 +57,10 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Namespace, dict[Confi
     if args.address and args.jobs:
         parser.error("argument --jobs: not allowed with argument --address")
     options = parse_settings(rest)[1]
-    for name in sorted(options.given - {*SETTINGS, "device"}):
+    for name in sorted(options.given - {*SETTINGS, "device", "data_path"}):
         parser.error(f"argument {flag(name)}: not for a sweep")
     args.device, args.output_dir = options.device, args.output_dir.resolve()
+    args.data_path = str(Path(options.data_path).resolve())
     configs, prefix = {}, [] if args.grid is None else ["--holdout=10000"]
     for flags in [()] if args.grid is None else combinations(args.grid):
         config = replace(parse_settings([*prefix, *rest, *flags])[0], early_stopping=False)
@@ -102,7 +103,7 @@ import main as experiment
 from benchmarks.summary import COLUMNS, Row, figures, markdown, plot
 from checkpoint import load_progress, load_trained, locked, replace_file, versions
 from test import test
-from utils import get_loaders
+from utils import get_test_loader
 
 
 def new_row(config: Config, args: Namespace, error: Exception | None = None) -> Row:
@@ -126,15 +127,17 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
 
             fcntl.flock(log, fcntl.LOCK_EX)
         try:
-            options = Options(resume=str(folder), device=args.device, given=frozenset(vars(config)))
+            where = Options(device=args.device, data_path=args.data_path)
+            options = replace(where, resume=str(folder), given=frozenset(vars(config)))
             if not (folder / "last.pt").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                options = Options(output_dir=str(folder), device=args.device)
+                options = replace(where, output_dir=str(folder), given=frozenset(["early_stopping"]))
             experiment.main(config, options)
             progress = load_progress(folder)
             if config.holdout and args.grid is None:
-                best, device = load_trained(folder / "best.pt").model, torch.device("cpu")
-                row["best_on_test"] = f"{test(best, device, get_loaders(device)[1])[1]:g}"
+                best, device = load_trained(folder / "best.pt"), torch.device("cpu")
+                loader = get_test_loader(best.dataset, args.data_path, device)
+                row["best_on_test"] = f"{test(best.model, device, loader)[1]:g}"
         except UsageError:  # of the sweep, not of this run
             raise
         except Exception as error:
