@@ -66,7 +66,7 @@ def compare(found: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> str:
     """Describe how log-probabilities ``found`` differ from PyTorch's, ``expected``, both (N, classes).
 
     Raises ``UserError`` when a prediction differs, or a number by more than ROUNDING; with ``int8``,
-    when more than INT8_LOSS right predictions are lost.
+    when more right predictions are lost than INT8_LOSS allows.
     """
     same = int((found.argmax(dim=1) == expected.argmax(dim=1)).sum())
     correct, expected_correct = (int((each.argmax(dim=1) == labels).sum()) for each in (found, expected))
@@ -136,9 +136,7 @@ def main(
     formats = formats or [name for name in FILES if name != "web" or dataset == MNIST]
     folder = Path(output_dir) if output_dir else trained.path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    predictors: dict[str, Predictor] = {
-        "PyTorch": lambda batch: trained.model(normalize(batch[:, None], dataset))
-    }
+    predictors: dict[str, Predictor] = {"PyTorch": lambda x: trained.model(normalize(x[:, None], dataset))}
     expected = run(predictors["PyTorch"], images)
     for name in dict.fromkeys(formats):
         path = folder / FILES[name]

@@ -43,18 +43,18 @@ def array(values: Tensor) -> str:
 
 def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     """Return the header that computes what ``model`` of ``dataset`` does in evaluation mode, in float32."""
-    arrays, room = [], max(16, len(dataset.classes))
+    arrays = []
     for layer in layers(model):
         outputs, inputs = layer.weight.shape[:2]
-        # By column, row, input and output, with room for 16 outputs, which make whole vectors;
-        # for more in the last layer, where there are more classes.
-        weight = F.pad(layer.weight.permute(3, 2, 1, 0).flatten(0, 2), (0, max(16, outputs) - outputs))
+        # By column, row, input and output, with room for 16 outputs or more: for whole vectors.
+        weight = F.pad(layer.weight.permute(3, 2, 1, 0).flatten(0, 2), (0, max(0, 16 - outputs)))
         factor, summand = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
         arrays.append(f"static const float net_{layer.name}_weights[] = {array(weight.float().flatten())};")
         numbers = ",\n".join(array(each.float()) for each in (layer.bias, factor, summand))
         numbers = f"net_{layer.name}_weights, {len(weight)}, {inputs}, {outputs},\n{numbers}"
         arrays.append(f"static const struct net_conv net_{layer.name} = {{{numbers}}};")
-    return fill("net.h.in", model, dataset, arrays="\n".join(arrays), room=str(room))
+    room = str(max(16, len(dataset.classes)))
+    return fill("net.h.in", model, dataset, arrays="\n".join(arrays), room=room)
 
 
 def compile_program(content: bytes, folder: str, output: str, *flags: str) -> Path:

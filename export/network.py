@@ -15,9 +15,7 @@ WORDS = ("task", "result", "kind", "dark", "light")
 OF_DIGITS = ("Reads one handwritten digit", "digit", "digit", "the background", "the ink")
 OF_IMAGES = ("Classifies one image", "label", "class", "black", "white")
 
-Predictor = Callable[
-    [Tensor], Tensor
-]  # images, uint8 (N, 28, 28), to log-probabilities, float32 (N, classes)
+Predictor = Callable[[Tensor], Tensor]  # uint8 (N, 28, 28) to log-probabilities, float32 (N, classes)
 
 
 @dataclass
