@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import UserError
+from datasets import MNIST, Dataset
 from export.network import Predictor, fill, layers
 from model import Net
 
@@ -23,11 +24,11 @@ void predict_all(const unsigned char *images, long count, float *logits);
 void predict_all(const unsigned char *images, long count, float *logits)
 {
     static struct net_scratch scratch;
-    net_logit found[10];
+    net_logit found[CLASSES];
     int i;
 
     for (; count > 0; count--, images += 784)
-        for (predict(images, found, &scratch), i = 0; i < 10; i++)
+        for (predict(images, found, &scratch), i = 0; i < CLASSES; i++)
             *logits++ = (float)found[i] / (float)NET_ONE;
 }
 """
@@ -40,19 +41,20 @@ def array(values: Tensor) -> str:
     return "{\n" + textwrap.fill(numbers, width=110, break_on_hyphens=False) + "}"
 
 
-def write(model: Net) -> bytes:
-    """Return the header that computes what ``model`` does in evaluation mode, in float32."""
+def write(model: Net, dataset: Dataset = MNIST) -> bytes:
+    """Return the header that computes what ``model`` of ``dataset`` does in evaluation mode, in float32."""
     arrays = []
     for layer in layers(model):
         outputs, inputs = layer.weight.shape[:2]
-        # By column, row, input and output, with room for 16 outputs, which make whole vectors.
-        weight = F.pad(layer.weight.permute(3, 2, 1, 0).flatten(0, 2), (0, 16 - outputs))
+        # By column, row, input and output, with room for 16 outputs or more: for whole vectors.
+        weight = F.pad(layer.weight.permute(3, 2, 1, 0).flatten(0, 2), (0, max(0, 16 - outputs)))
         factor, summand = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
         arrays.append(f"static const float net_{layer.name}_weights[] = {array(weight.float().flatten())};")
         numbers = ",\n".join(array(each.float()) for each in (layer.bias, factor, summand))
         numbers = f"net_{layer.name}_weights, {len(weight)}, {inputs}, {outputs},\n{numbers}"
         arrays.append(f"static const struct net_conv net_{layer.name} = {{{numbers}}};")
-    return fill("net.h.in", model, arrays="\n".join(arrays))
+    room = str(max(16, len(dataset.classes)))
+    return fill("net.h.in", model, dataset, arrays="\n".join(arrays), room=room)
 
 
 def compile_program(content: bytes, folder: str, output: str, *flags: str) -> Path:
@@ -73,30 +75,31 @@ def compile_program(content: bytes, folder: str, output: str, *flags: str) -> Pa
     return Path(folder, output)
 
 
-def load(content: bytes) -> Predictor:
+def load(content: bytes, classes: int) -> Predictor:
     """Compile the header ``content`` for this processor and return what runs it, an image at a time.
 
     Raises ``UserError`` like ``compile_program``.
     """
     with tempfile.TemporaryDirectory() as folder:
-        flags = "-O3", f"-m{NATIVE}=native", "-fPIC", "-shared"
+        flags = "-O3", f"-m{NATIVE}=native", "-fPIC", "-shared", f"-DCLASSES={classes}"
         function = ctypes.CDLL(str(compile_program(content, folder, "program.so", *flags))).predict_all
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p], None
 
     def predict(images: Tensor) -> Tensor:
-        images, logits = images.contiguous(), torch.empty(len(images), 10)
+        images, logits = images.contiguous(), torch.empty(len(images), classes)
         function(images.data_ptr(), len(images), logits.data_ptr())
         return F.log_softmax(logits, dim=1)
 
     return predict
 
 
-def measure(content: bytes) -> str:
+def measure(content: bytes, classes: int) -> str:
     """Compile the header ``content`` for size, and say how much memory it takes, the stack aside.
 
     Raises ``UserError`` like ``compile_program``.
     """
-    flags = "-Os", "-fno-pie", "-fno-asynchronous-unwind-tables", "-c"  # as on a microcontroller
+    # As on a microcontroller.
+    flags = "-Os", "-fno-pie", "-fno-asynchronous-unwind-tables", "-c", f"-DCLASSES={classes}"
     with tempfile.TemporaryDirectory() as folder:
         path = compile_program(content, folder, "program.o", *flags)
         sizes = subprocess.run(["size", path], capture_output=True, text=True, check=True).stdout

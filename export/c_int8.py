@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import UserError
+from config import Options, UserError
+from datasets import MNIST, Dataset, load
 from export.c_code import array
 from export.network import Layer, fill, layers
 from model import Net
-from utils import MEAN, STD, load_mnist, normalize
+from utils import normalize
 
 CALIBRATION = 1000  # training images, the first ones, that the ranges of activations are taken from
 PIXELS = 49  # of the last map, which is averaged
@@ -37,12 +38,12 @@ class Quantized:
     after: int
 
 
-def activation_ranges(found: list[Layer], images: Tensor) -> list[tuple[Tensor, Tensor]]:
+def activation_ranges(found: list[Layer], images: Tensor, dataset: Dataset) -> list[tuple[Tensor, Tensor]]:
     """Return, for each layer, the least and the greatest output of each channel before pooling; 0 is between.
 
-    ``images`` is uint8 (N, 28, 28); what is returned is float64 (outputs,).
+    ``images``, of ``dataset``, is uint8 (N, 28, 28); what is returned is float64 (outputs,).
     """
-    ranges, x = [], normalize(images[:, None])
+    ranges, x = [], normalize(images[:, None], dataset)
     for layer in found:
         x = F.conv2d(x, layer.weight.float(), layer.bias.float(), padding=layer.weight.shape[-1] // 2)
         x = F.relu(x) if layer.relu else x
@@ -77,15 +78,17 @@ def largest_sum(weight: Tensor, bias: Tensor, largest: int) -> int:
     return int((bias.abs() + largest * weight.abs().flatten(1).sum(dim=1)).max())
 
 
-def quantize(model: Net, images: Tensor) -> tuple[list[Quantized], int, int]:
-    """Quantize ``model`` with activation ranges from ``images``, uint8 (N, 28, 28).
+def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list[Quantized], int, int]:
+    """Quantize ``model`` with activation ranges from ``images`` of ``dataset``, uint8 (N, 28, 28).
 
     Returns the layers; the integer that stands for 1 in the logits; and a bound on the magnitude of all sums.
     Raises ``UserError`` where 32 bits can't hold a sum that some image might lead to.
     """
     found, quantized, bounds = layers(model), [], []
-    scale, zero = torch.tensor([1 / (255 * STD)]).double(), torch.tensor([255 * MEAN]).double()
-    for layer, (low, high) in zip(found[:-1], activation_ranges(found[:-1], images), strict=True):
+    scale = torch.tensor([1 / (255 * dataset.std)]).double()
+    zero = torch.tensor([255 * dataset.mean]).double()
+    ranges = activation_ranges(found[:-1], images, dataset)
+    for layer, (low, high) in zip(found[:-1], ranges, strict=True):
         weight, bias, step = round_weights(layer, scale, zero)
         bound = largest_sum(weight, bias, 255)
         before = max(0, bound.bit_length() - 15)
@@ -112,12 +115,14 @@ def quantize(model: Net, images: Tensor) -> tuple[list[Quantized], int, int]:
     return quantized, one, max(bounds)
 
 
-def write(model: Net) -> bytes:
-    """Return the header that computes what ``model`` does in evaluation mode, in integers.
+def write(model: Net, dataset: Dataset = MNIST, data_path: str = Options.data_path) -> bytes:
+    """Return the header that computes what ``model`` of ``dataset`` does in evaluation mode, in integers.
 
-    Raises ``UserError`` like ``quantize`` and ``load_mnist``.
+    ``data_path`` is where its training set lies. Raises ``UserError`` like ``quantize`` and ``load``, and
+    ``OSError``.
     """
-    quantized, one, bound = quantize(model, load_mnist(train=True)[0][:CALIBRATION])
+    (images, _), _ = load(dataset.name, data_path, train=True)
+    quantized, one, bound = quantize(model, images[:CALIBRATION], dataset)
     arrays = []
     for layer in quantized:
         weight = layer.weight.permute(0, 3, 2, 1).flatten().to(torch.int8)
@@ -130,4 +135,5 @@ def write(model: Net) -> bytes:
         sizes = f"{len(weight) // outputs}, {inputs}, {outputs}, {layer.before}, {layer.after}"
         fields = ",\n".join([f"net_{layer.name}_weights", *numbers, sizes])
         arrays.append(f"static const struct net_conv net_{layer.name} = {{{fields}}};")
-    return fill("net_int8.h.in", model, arrays="\n".join(arrays), one=str(one), bound=f"{bound:,}")
+    numbers_of = {"arrays": "\n".join(arrays), "one": str(one), "bound": f"{bound:,}"}
+    return fill("net_int8.h.in", model, dataset, **numbers_of)

@@ -1,15 +1,21 @@
 """What the formats share: the network as a list of layers, and templates."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
 
+from datasets import MNIST, Dataset
 from model import Net
-from utils import MEAN, STD
 
-Predictor = Callable[[Tensor], Tensor]  # images, uint8 (N, 28, 28), to log-probabilities, float32 (N, 10)
+# The words of the C headers: of MNIST's, and of the others', where 0 may be no background.
+WORDS = ("task", "result", "kind", "dark", "light")
+OF_DIGITS = ("Reads one handwritten digit", "digit", "digit", "the background", "the ink")
+OF_IMAGES = ("Classifies one image", "label", "class", "black", "white")
+
+Predictor = Callable[[Tensor], Tensor]  # uint8 (N, 28, 28) to log-probabilities, float32 (N, classes)
 
 
 @dataclass
@@ -45,13 +51,22 @@ def layers(model: Net) -> list[Layer]:
     return found
 
 
-def fill(template: str, model: Net, **fields: str) -> bytes:
+def list_names(classes: tuple[str, ...]) -> str:
+    """Return lines for a comment in C that number the ``classes``: as Python's literals, of ASCII alone."""
+    names = [ascii(name).replace("*/", r"*\/").replace("/*", r"/\*") for name in classes]
+    lines = "".join(f"\n *     {i} {name}" for i, name in enumerate(names))
+    return f"\n *\n * The classes, in the order of the logits:{lines}"
+
+
+def fill(template: str, model: Net, dataset: Dataset = MNIST, **fields: str) -> bytes:
     """Return the file ``template`` of this folder with each {{field}} replaced, in UTF-8.
 
-    {{parameters}}, {{mean}} and {{std}} are known: the number of ``model``'s, and what normalises images.
+    Known are {{parameters}}, the number of ``model``'s, {{mean}} and {{std}}, which normalise images of
+    ``dataset``, {{classes}}, their number, {{last}}, the last one's, {{names}} and the ``WORDS``.
     """
-    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
-    parameters = f"{sum(p.numel() for p in model.parameters()):,}"
-    for name, value in {**fields, "parameters": parameters, "mean": str(MEAN), "std": str(STD)}.items():
-        text = text.replace("{{" + name + "}}", value)
-    return text.encode()
+    text, count = Path(__file__).with_name(template).read_text(encoding="utf-8"), len(dataset.classes)
+    fields |= {"mean": str(dataset.mean), "std": str(dataset.std), "classes": str(count)}
+    fields |= {"last": str(count - 1), "names": "" if dataset == MNIST else list_names(dataset.classes)}
+    fields |= zip(WORDS, OF_DIGITS if dataset == MNIST else OF_IMAGES, strict=True)
+    fields["parameters"] = f"{sum(p.numel() for p in model.parameters()):,}"
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], text).encode()

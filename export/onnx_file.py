@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from config import UserError
+from datasets import MNIST, Dataset
 from export.network import Predictor, layers
 from model import Net
-from utils import MEAN, STD
 
 OPSET, IR_VERSION = 17, 8  # of 2022: what onnxruntime reads from 1.12 on, and other runtimes alike
 
 
-def write(model: Net) -> bytes:
-    """Return ``model`` in evaluation mode as one self-contained ONNX file.
+def write(model: Net, dataset: Dataset = MNIST) -> bytes:
+    """Return ``model`` of ``dataset`` in evaluation mode as one self-contained ONNX file.
 
-    Its input "images" is uint8 (N, 28, 28), 0 for the background to 255 for the ink, for any N;
-    its output "log_probs" is float32 (N, 10). Raises ``UserError`` when onnx isn't installed.
+    Its input "images" is uint8 (N, 28, 28), from 0, MNIST's background, to 255, its ink, for any N;
+    its output "log_probs" is float32 (N, classes). Raises ``UserError`` when onnx isn't installed.
     """
     try:
         import onnx
@@ -39,8 +39,8 @@ def write(model: Net) -> bytes:
     add("Unsqueeze", torch.tensor([1]))
     add("Cast", to=TensorProto.FLOAT)
     add("Div", torch.tensor(255.0))
-    add("Sub", torch.tensor(MEAN))
-    add("Div", torch.tensor(STD))
+    add("Sub", torch.tensor(dataset.mean))
+    add("Div", torch.tensor(dataset.std))
     for layer in layers(model):
         add("Conv", layer.weight, layer.bias, pads=[layer.weight.shape[-1] // 2] * 4)
         if layer.relu:
@@ -56,7 +56,8 @@ def write(model: Net) -> bytes:
     nodes[-1].output[0] = "log_probs"
 
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 28, 28])
-    log_probs = helper.make_tensor_value_info("log_probs", TensorProto.FLOAT, ["N", 10])
+    shape: list[str | int] = ["N", len(dataset.classes)]
+    log_probs = helper.make_tensor_value_info("log_probs", TensorProto.FLOAT, shape)
     graph = helper.make_graph(nodes, "net", [images], [log_probs], constants)
     opset = helper.make_opsetid("", OPSET)
     file = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="export")

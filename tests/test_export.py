@@ -5,14 +5,19 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from exported import noise
+from PIL import Image
 
-from checkpoint import load_trained
-from config import UsageError, UserError
+from checkpoint import EpochMetrics, Progress, load_trained, save_best
+from config import ORIGINAL, UsageError, UserError
+from datasets import load_train
 from export import __main__ as command
 from export import c_code, c_int8, onnx_file
 from model import Net
@@ -27,7 +32,7 @@ needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C comp
 def short_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test set of 500, where it need not be all of it."""
     images, labels = load_mnist(train=False)
-    monkeypatch.setattr(command, "load_mnist", lambda train: (images[:500], labels[:500]))
+    monkeypatch.setattr(command, "load_test", lambda dataset, data_path: (images[:500], labels[:500]))
     monkeypatch.setattr(c_int8, "CALIBRATION", 100)
 
 
@@ -69,10 +74,10 @@ def test_wrong_file_is_an_error_and_replaces_nothing(
     module: Any = {"onnx": onnx_file, "c": c_code, "c-int8": c_int8}[name]
     write = module.write
 
-    def write_wrong(model: Net) -> bytes:
+    def write_wrong(model: Net, *about: object) -> bytes:
         wrong = load_trained(WEIGHTS).model
         wrong.conv1.weight.data[0] *= 1.01 if name != "c-int8" else -9
-        content: bytes = write(wrong)
+        content: bytes = write(wrong, *about)
         return content
 
     monkeypatch.setattr(module, "write", write_wrong)
@@ -102,6 +107,10 @@ def test_compare_draws_the_line() -> None:
     worse[10] = expected[10].roll(1)
     with pytest.raises(UserError):
         command.compare(worse, expected, labels, int8=True)
+    ten = expected[:10].roll(1, dims=1)[:1], expected[1:10]  # a small test set: one may be lost, not two
+    assert "accuracy 90.00%" in command.compare(torch.cat(ten), expected[:10], labels[:10], int8=True)
+    with pytest.raises(UserError):
+        command.compare(worse[[0, 1, *range(20, 28)]], expected[:10], labels[:10], int8=True)
     for int8 in (False, True):
         with pytest.raises(UserError):
             command.compare(
@@ -137,6 +146,58 @@ def test_missing_package_is_named(
 def test_default_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["web"], output_dir=str(tmp_path)) == 0
     assert re.match(r"Weights: \S*best\.pt \(epoch \d+: \d\d\.\d\d% on the ", capsys.readouterr().out)
+
+
+@pytest.fixture
+def things(tmp_path: Path) -> Path:
+    """A folder of pictures of three classes, and best.pt, which was made for them, at random."""
+    noises = np.random.default_rng(1).integers(0, 256, (3, 5, 28, 28), dtype=np.uint8)
+    for name, images in zip(("a cat", "dög*", "{{mean}}"), noises, strict=True):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i, image in enumerate(images):
+            Image.fromarray(image // 2).save(tmp_path / "pictures" / name / f"{i}.png")
+    dataset, _ = load_train("folder", str(tmp_path / "pictures"))
+    config = replace(ORIGINAL, dataset="folder")
+    torch.manual_seed(1)
+    row = EpochMetrics(1, 0.1, 1.0, 50.0, "test", 1.0, 50.0, 1.0)
+    save_best(tmp_path, Progress(config, "cpu", {}, dataset=dataset), Net(num_classes=3), row)
+    return tmp_path
+
+
+@needs_cc
+def test_another_data_set_takes_its_own_classes_mean_and_deviation(
+    things: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    flags = ["--weights", str(things / "best.pt"), "--data-path", str(things / "pictures")]
+    assert command.main(**vars(command.parse_args(flags))) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.count("3 of 3 predictions as PyTorch's") >= 2
+    assert {path.name for path in things.glob("net*")} == {"net.onnx", "net.h", "net_int8.h"}
+
+    trained, images = load_trained(things / "best.pt"), noise(50)
+    assert trained.dataset.mean > 0.2  # not MNIST's
+    with torch.inference_mode():
+        inputs = (images[:, None].float() / 255 - trained.dataset.mean) / trained.dataset.std
+        expected = trained.model(inputs)
+    session = onnxruntime.InferenceSession(things / "net.onnx", providers=["CPUExecutionProvider"])
+    assert session.get_outputs()[0].shape == ["N", 3]
+    found = {"net.onnx": torch.from_numpy(session.run(None, {"images": images.numpy()})[0])}
+    for name in ("net.h", "net_int8.h"):
+        content = (things / name).read_bytes()
+        assert b" *     0 'a cat'\n *     1 'd\\xf6g*'\n *     2 '{{mean}}'\n */" in content
+        found[name] = c_code.load(content, 3)(images)
+    for name, log_probs in found.items():
+        torch.testing.assert_close(log_probs, expected, rtol=0, atol=0.05 if "int8" in name else 1e-4)
+
+
+def test_web_page_is_refused_for_another_data_set(things: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, data_path = str(things / "best.pt"), str(things / "pictures")
+    assert command.main(["web"], weights, data_path=data_path) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"export: error: {things / 'net.html'}: the page is for MNIST's digits")
+    assert not (things / "net.html").exists()
 
 
 def test_bad_weights_are_one_line(tmp_path: Path) -> None:

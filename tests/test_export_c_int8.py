@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from exported import (
 from torch import Tensor
 
 from config import UserError
-from export import c_int8
+from datasets import MNIST
+from export import c_code, c_int8
 from model import Net
 from utils import load_mnist
 
@@ -47,7 +49,7 @@ def header() -> bytes:
 def calibration(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Few images, where the accuracy isn't asked for, for ``write`` too."""
     images = load_mnist(train=True)[0][:100]
-    monkeypatch.setattr(c_int8, "load_mnist", lambda train: (images, None))
+    monkeypatch.setattr(c_int8, "load", lambda name, data_path, train: ((images, None), None))
     return images
 
 
@@ -84,6 +86,25 @@ def test_keeps_negative_factors_and_the_order_of_the_layers(calibration: Tensor)
     assert any((layer.factor < 0).any() for layer in layers)
     # 8 bits leave some noise; a layer out of order, or zeros before batch norm, leaves nothing alike.
     assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.99
+
+
+@needs_cc
+def test_another_data_set_has_its_own_mean_deviation_and_classes(
+    calibration: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = {("folder", "pictures", True): ((calibration, None), None)}
+    monkeypatch.setattr(c_int8, "load", lambda name, data_path, train: sets[name, data_path, train])
+    trained, model = trained_net().state_dict(), Net(num_classes=26).eval()
+    trained |= {name: trained[name][torch.arange(26) % 10] for name in ("conv7.weight", "conv7.bias")}
+    model.load_state_dict(trained)
+    dataset = replace(MNIST, name="folder", classes=tuple(map(str, range(26))), mean=0.3, std=0.2)
+    layers, one, _ = c_int8.quantize(model, calibration, dataset)
+    assert layers[0].zero.tolist() == [76]  # the mean, as a pixel
+    found = c_code.load(c_int8.write(model, dataset, "pictures"), 26)(calibration).numpy()
+    np.testing.assert_allclose(found, log_softmax(simulate(layers, calibration) / one), rtol=0, atol=1e-4)
+    with torch.inference_mode():
+        expected = model((calibration[:, None].float() / 255 - 0.3) / 0.2).numpy()
+    assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.995
 
 
 def test_weights_that_32_bits_cannot_hold_are_refused(calibration: Tensor) -> None:
