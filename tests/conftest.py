@@ -1,12 +1,15 @@
 """What several tests share: the real dataset, the flags of a short run, the command as a user calls it."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-import torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other are slow on busy cores
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 # Flags of a short training on real images; the held-out part is small, so that evaluating is quick.

@@ -44,11 +44,11 @@ def test_changes_nothing_and_does_not_depend_on_the_batch_size(test_set: Set) ->
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
     results = [
-        evaluate(model, CPU, DeviceLoader(test_set[0][:1000], test_set[1][:1000], size))
-        for size in (7, 250, 1000)
+        evaluate(model, CPU, DeviceLoader(test_set[0][:400], test_set[1][:400], size))
+        for size in (50, 250, 400)
     ]
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     for loss, accuracy in results:  # a tie between two classes may fall either way
-        assert abs(loss - results[0][0]) < 1e-5 and abs(accuracy - results[0][1]) <= 0.1
+        assert abs(loss - results[0][0]) < 1e-5 and abs(accuracy - results[0][1]) <= 0.25
