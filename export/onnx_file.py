@@ -38,9 +38,8 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
 
     add("Unsqueeze", torch.tensor([1]))
     add("Cast", to=TensorProto.FLOAT)
-    add("Div", torch.tensor(255.0))
-    add("Sub", torch.tensor(dataset.mean))
-    add("Div", torch.tensor(dataset.std))
+    for kind, number in (("Div", 255.0), ("Sub", dataset.mean), ("Div", dataset.std)):
+        add(kind, torch.tensor(number))
     for layer in layers(model):
         add("Conv", layer.weight, layer.bias, pads=[layer.weight.shape[-1] // 2] * 4)
         if layer.relu:
@@ -56,8 +55,7 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     nodes[-1].output[0] = "log_probs"
 
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 28, 28])
-    shape: list[str | int] = ["N", len(dataset.classes)]
-    log_probs = helper.make_tensor_value_info("log_probs", TensorProto.FLOAT, shape)
+    log_probs = helper.make_tensor_value_info("log_probs", TensorProto.FLOAT, ("N", len(dataset.classes)))
     graph = helper.make_graph(nodes, "net", [images], [log_probs], constants)
     opset = helper.make_opsetid("", OPSET)
     file = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="export")
