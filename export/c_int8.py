@@ -19,7 +19,7 @@ from export.network import Layer, fill, layers
 from model import Net
 from utils import normalize
 
-CALIBRATION = 1000  # training images, the first ones, that the ranges of activations are taken from
+CALIBRATION = 1000  # training images, evenly spread, that the ranges of activations are taken from
 PIXELS = 49  # of the last map, which is averaged
 LARGEST = 2**30  # of a product, and of what is added to it: so that their sum is below 2^31
 
@@ -122,7 +122,8 @@ def write(model: Net, dataset: Dataset = MNIST, data_path: str = Options.data_pa
     ``OSError``.
     """
     (images, _), _ = load(dataset.name, data_path, train=True)
-    quantized, one, bound = quantize(model, images[:CALIBRATION], dataset)
+    sample = images[:: max(1, len(images) // CALIBRATION)][:CALIBRATION]
+    quantized, one, bound = quantize(model, sample, dataset)
     arrays = []
     for layer in quantized:
         weight = layer.weight.permute(0, 3, 2, 1).flatten().to(torch.int8)
