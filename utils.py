@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import ORIGINAL, Options, UsageError
-from datasets import MEAN, MNIST, STD, Dataset, load_mnist, load_test, load_train, split_holdout
-
-__all__ = ["MEAN", "STD", "load_mnist"]  # for what works with MNIST alone
+from datasets import MNIST, Dataset, load_test, load_train, split_holdout
 
 EVALUATION_BATCH = 250  # images at a time: large enough to be fast, small enough for a CPU's cache
 

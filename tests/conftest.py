@@ -8,15 +8,15 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other are slow on busy cores
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 # Flags of a short training on real images; the held-out part is small, so that evaluating is quick.
 SHORT = "--device cpu --epochs 3 --limit-train-batches 2 --batch-size 32 --holdout 100".split()  # noqa: SIM905
 sys.path.insert(0, str(ROOT))  # ahead of the standard library, also where pytest itself imported its test
 
-from utils import load_mnist  # noqa: E402
+from datasets import load_mnist  # noqa: E402
 
 Set = tuple[torch.Tensor, torch.Tensor]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -17,11 +17,10 @@ from PIL import Image
 
 from checkpoint import EpochMetrics, Progress, load_trained, save_best
 from config import ORIGINAL, UsageError, UserError
-from datasets import load_train
+from datasets import load_mnist, load_train
 from export import __main__ as command
 from export import c_code, c_int8, onnx_file
 from model import Net
-from utils import load_mnist
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights" / "best.pt"

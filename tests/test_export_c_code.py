@@ -8,10 +8,9 @@ import pytest
 import torch
 from exported import log_softmax, needs_cc, noise, reference, run_c, trained_net, wild_net
 
-from datasets import MNIST
+from datasets import MNIST, load_mnist
 from export import c_code
 from model import Net
-from utils import load_mnist
 
 pytestmark = needs_cc
 

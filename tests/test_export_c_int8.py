@@ -25,10 +25,9 @@ from exported import (
 from torch import Tensor
 
 from config import UserError
-from datasets import MNIST
+from datasets import MNIST, load_mnist
 from export import c_code, c_int8
 from model import Net
-from utils import load_mnist
 
 ARM = "arm-none-eabi-"
 BARE = "-O2 -ffreestanding -nostdlib -fno-tree-loop-distribute-patterns"

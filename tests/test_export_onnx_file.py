@@ -6,8 +6,8 @@ import torch
 from exported import Numbers, noise, reference, trained_net, wild_net
 from torch import Tensor
 
+from datasets import load_mnist
 from export import onnx_file
-from utils import load_mnist
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

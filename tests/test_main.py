@@ -17,9 +17,9 @@ from torch import Tensor
 import main
 from checkpoint import load_progress, load_trained, locked, newest_trained
 from config import UsageError, UserError, parse_args, select_device
+from datasets import MEAN, STD
 from model import Net
 from train import train
-from utils import MEAN, STD
 
 SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
 Capture = pytest.CaptureFixture[str]

@@ -20,9 +20,8 @@ from torchvision import transforms
 import predict.__main__ as command
 from checkpoint import load_trained, newest_trained, save_checkpoint
 from config import UserError
-from datasets import MNIST, Dataset
+from datasets import MNIST, Dataset, load_mnist
 from model import Net
-from utils import load_mnist
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = str(ROOT / "weights" / "best.pt")

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from checkpoint import load_trained
-from datasets import Floats, PictureError
+from datasets import MEAN, STD, Floats, PictureError, load_mnist
 from model import Net
 from predict.preprocess import centre, preprocess, preprocess_file, resampling
-from utils import MEAN, STD, load_mnist
 
 ROOT = Path(__file__).parents[1]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)

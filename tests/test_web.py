@@ -14,10 +14,9 @@ from browser import CHROMIUM, DIGITS, DRIVER, draw, press, settle, start_browser
 from PIL import Image
 
 from checkpoint import load_trained
-from datasets import PictureError
+from datasets import MEAN, STD, PictureError, load_mnist
 from export import web
 from predict.preprocess import preprocess
-from utils import MEAN, STD, load_mnist
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "weights" / "best.pt"
