@@ -14,7 +14,7 @@ from torch import Tensor
 
 from config import UserError
 from datasets import MNIST, Dataset
-from export.network import Predictor, fill, layers
+from export.network import Predictor, fill, published_layers
 from model import Net
 
 NATIVE = "cpu" if platform.machine() in ("aarch64", "arm64") else "arch"
@@ -44,7 +44,7 @@ def array(values: Tensor) -> str:
 def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     """Return the header that computes what ``model`` of ``dataset`` does in evaluation mode, in float32."""
     arrays = []
-    for layer in layers(model):
+    for layer in published_layers(model):
         outputs, inputs = layer.weight.shape[:2]
         # By column, row, input and output, with room for 16 outputs or more: for whole vectors.
         weight = F.pad(layer.weight.permute(3, 2, 1, 0).flatten(0, 2), (0, max(0, 16 - outputs)))

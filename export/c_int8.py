@@ -15,7 +15,7 @@ from torch import Tensor
 from config import Options, UserError
 from datasets import MNIST, Dataset, load
 from export.c_code import array
-from export.network import Layer, fill, layers
+from export.network import Layer, fill, published_layers
 from model import Net
 from utils import normalize
 
@@ -84,7 +84,7 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
     Returns the layers; the integer that stands for 1 in the logits; and a bound on the magnitude of all sums.
     Raises ``UserError`` where 32 bits can't hold a sum that some image might lead to.
     """
-    found, quantized, bounds = layers(model), [], []
+    found, quantized, bounds = published_layers(model), [], []
     scale = torch.tensor([1 / (255 * dataset.std)]).double()
     zero = torch.tensor([255 * dataset.mean]).double()
     ranges = activation_ranges(found[:-1], images, dataset)

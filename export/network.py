@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from config import UserError
 from datasets import MNIST, Dataset
 from model import Net
 
@@ -56,6 +57,22 @@ def list_names(classes: tuple[str, ...]) -> str:
     names = [ascii(name).replace("*/", r"*\/").replace("/*", r"/\*") for name in classes]
     lines = "".join(f"\n *     {i} {name}" for i, name in enumerate(names))
     return f"\n *\n * The classes, in the order of the logits:{lines}"
+
+
+# The convolutions that the C templates are written for: outputs, inputs, kernel; conv7 has one output a class.
+WIDTHS = {"conv1": (10, 1, 3), "conv2": (16, 10, 3), "conv1x1_1": (10, 16, 1), "conv3": (16, 10, 3)}
+WIDTHS |= {"conv4": (16, 16, 3), "conv1x1_2": (10, 16, 1), "conv5": (16, 10, 3), "conv6": (16, 16, 3)}
+
+
+def published_layers(model: Net) -> list[Layer]:
+    """Return ``layers`` of ``model``. Raises ``UserError`` where the C templates are not written for them."""
+    found = layers(model)
+    widths = {layer.name: tuple(layer.weight.shape[:3]) for layer in found[:-1]}
+    for name in WIDTHS | widths:
+        if widths.get(name) != WIDTHS.get(name):
+            text = f"{name} has (outputs, inputs, kernel) {widths.get(name)}, not {WIDTHS.get(name)}"
+            raise UserError(f"C is written for the layers of the published network alone: {text}")
+    return found
 
 
 def fill(template: str, model: Net, dataset: Dataset = MNIST, **fields: str) -> bytes:

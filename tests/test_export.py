@@ -199,6 +199,15 @@ def test_web_page_is_refused_for_another_data_set(things: Path, capsys: pytest.C
     assert not (things / "net.html").exists()
 
 
+@pytest.mark.parametrize("module", [c_code, c_int8])
+def test_c_of_another_network_is_refused(module: Any) -> None:
+    model = Net()
+    model.conv1, model.bn1 = torch.nn.Conv2d(1, 12, 3, padding=1), torch.nn.BatchNorm2d(12)
+    model.conv2 = torch.nn.Conv2d(12, 16, 3, padding=1)
+    with pytest.raises(UserError, match=r"conv1 has .* \(12, 1, 3\), not \(10, 1, 3\)"):
+        module.write(model)
+
+
 def test_bad_weights_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_text("no weights")
     arguments = [sys.executable, "-m", "export", "c", "--weights", str(tmp_path / "best.pt")]
