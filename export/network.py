@@ -59,7 +59,7 @@ def list_names(classes: tuple[str, ...]) -> str:
     return f"\n *\n * The classes, in the order of the logits:{lines}"
 
 
-# The convolutions that the C templates are written for: outputs, inputs, kernel; conv7 has one output a class.
+# What the C templates are written for: outputs, inputs and kernel; conv7 has an output for each class.
 WIDTHS = {"conv1": (10, 1, 3), "conv2": (16, 10, 3), "conv1x1_1": (10, 16, 1), "conv3": (16, 10, 3)}
 WIDTHS |= {"conv4": (16, 16, 3), "conv1x1_2": (10, 16, 1), "conv5": (16, 10, 3), "conv6": (16, 16, 3)}
 
