@@ -35,26 +35,35 @@ Parts = dict[str, Callable[[], object]]
 Seconds = dict[str, dict[str, list[float]]]
 
 
+def torchvision_sets(augment: Any, normalize: Any) -> tuple[Any, Any]:
+    """Return torchvision's MNIST for training and testing, with these transforms, from the clone's archives."""
+    from torchvision.datasets import MNIST
+
+    from datasets import SHA256, read_archive
+
+    with tempfile.TemporaryDirectory() as folder:  # torchvision reads the files once, here
+        (raw := Path(folder, "MNIST", "raw")).mkdir(parents=True)
+        for name in SHA256:
+            (raw / name.removesuffix(".gz")).write_bytes(read_archive(name))
+        train_set = MNIST(folder, train=True, transform=augment)
+        test_set = MNIST(folder, train=False, transform=normalize)
+    return train_set, test_set
+
+
 def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
     """Build the pipeline that most scripts have; a part does ``batches`` steps and tests on ``images``."""
     import torch
     import torch.nn.functional as F
     from torch.utils.data import DataLoader, Subset
-    from torchvision import datasets as torchvision_datasets
     from torchvision import transforms
 
-    from datasets import MEAN, SHA256, STD, read_archive
+    from datasets import MEAN, STD
     from model import Net
 
     normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
     augment = transforms.Compose([transforms.RandomRotation((-7.0, 7.0), fill=(0,)), normalize])
     options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
-    with tempfile.TemporaryDirectory() as folder:  # torchvision reads the files once, here
-        (raw := Path(folder, "MNIST", "raw")).mkdir(parents=True)
-        for name in SHA256:
-            (raw / name.removesuffix(".gz")).write_bytes(read_archive(name))
-        train_set = torchvision_datasets.MNIST(folder, train=True, transform=augment)
-        test_set = torchvision_datasets.MNIST(folder, train=False, transform=normalize)
+    train_set, test_set = torchvision_sets(augment, normalize)
     train_loader = DataLoader(train_set, BATCH, shuffle=True, **options)
     train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
     test_loader = DataLoader(Subset(test_set, range(images)), 1000, **options)
