@@ -36,7 +36,7 @@ Seconds = dict[str, dict[str, list[float]]]
 
 
 def torchvision_sets(augment: Any, normalize: Any) -> tuple[Any, Any]:
-    """Return torchvision's MNIST for training and testing, with these transforms, from the clone's archives."""
+    """Return torchvision's MNIST for training and for testing, of the clone's files, transformed so."""
     from torchvision.datasets import MNIST
 
     from datasets import SHA256, read_archive
