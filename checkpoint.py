@@ -134,9 +134,10 @@ def open_run(
     Raises ``UsageError`` where ``options`` contradict a run that is resumed, ``UserError`` where the
     folder can't be used, ``OSError``, and ``KeyboardInterrupt`` with a message on how the run goes on.
     """
+    progress = Progress(config, str(device), versions(), dataset=dataset or MNIST)
     if options.dry_run:
         with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary), Progress(config, str(device), versions(), dataset=dataset or MNIST)
+            yield Path(temporary), progress
         return
     if options.resume is None:
         folder = make_run_folder(options.output_dir, f"{config.recipe}-seed{config.seed}")
@@ -145,7 +146,6 @@ def open_run(
         folder = path.parent if path.name == "last.pt" else path
     with locked(folder):
         if options.resume is None:
-            progress = Progress(config, str(device), versions(), dataset=dataset or MNIST)
             save_progress(folder, progress)
         else:
             progress = load_progress(folder)
@@ -326,8 +326,9 @@ def newest_trained() -> Trained:
 
 def save_best(folder: Path, progress: Progress, model: Net, row: EpochMetrics) -> None:
     """Write best.pt: the weights of ``model``, its ``row`` of metrics.csv, settings, data and versions."""
-    about = {name: asdict(progress)[name] for name in ("config", "dataset", "versions")}
-    save_checkpoint(folder / "best.pt", about | {"model": model.state_dict(), "metrics": asdict(row)})
+    about = {"config": asdict(progress.config), "dataset": asdict(progress.dataset)}
+    about |= {"versions": progress.versions, "metrics": asdict(row)}
+    save_checkpoint(folder / "best.pt", about | {"model": model.state_dict()})
 
 
 def save_progress(folder: Path, progress: Progress, parts: Parts | None = None) -> None:

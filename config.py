@@ -28,10 +28,8 @@ class UsageError(UserError):
     status = 2
 
 
-TORCHVISION = {
-    "fashion-mnist": "FashionMNIST",
-    "kmnist": "KMNIST",
-}  # flag: a class made like torchvision's MNIST
+# Data sets by their names here, and torchvision's classes for them, which are made like its MNIST.
+TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
 
 def setting(default: Any, text: str, low: float = 0, high: float = 0, choices: Sequence[str] = ()) -> Any:
@@ -94,8 +92,8 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        for name in get_type_hints(Config):
-            check(name, getattr(self, name))
+        for entry in fields(self):
+            check(entry.name, getattr(self, entry.name))
         if self.lr > self.max_lr:
             raise UsageError(f"argument --max-lr: must be at least --lr, {self.lr}, not {self.max_lr}")
         if self.base_momentum > self.max_momentum:
@@ -136,7 +134,7 @@ ORIGINAL = Config()
 
 # The original, number by number, but for four things: the schedule moves with each batch, as PyTorch
 # documents it; it peaks twenty times higher; rotated images are sampled between pixels; and what is tested is
-# the running average of the weights. docs/results.md says what each brings.
+# the running average of the weights. docs/results.md says what was measured of them.
 DEFAULT = replace(
     ORIGINAL,
     recipe="default",
@@ -273,9 +271,8 @@ def end_in_one_line(program: str) -> None:
             status, name = (143, "SIGTERM") if isinstance(error, Terminated) else (130, "Ctrl-C")
             text = f"stopped by {name}: {text or 'nothing was saved'}"
         elif isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError" or "CPUAllocator" in text:
-            text = (
-                "the memory is not enough: try a smaller --batch-size"  # torch's allocators on CUDA and CPU
-            )
+            # By name, or by text: torch's own errors, on CUDA and on a CPU, without importing it.
+            text = "the memory is not enough: try a smaller --batch-size"
         elif isinstance(error, OSError) and error.strerror:
             text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         elif not isinstance(error, OSError):
