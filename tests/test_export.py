@@ -20,7 +20,7 @@ from config import ORIGINAL, UsageError, UserError
 from datasets import load_mnist, load_train
 from export import __main__ as command
 from export import c_code, c_int8, onnx_file
-from model import Net
+from model import BatchNorm2d, Net
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights" / "best.pt"
@@ -202,7 +202,7 @@ def test_web_page_is_refused_for_another_data_set(things: Path, capsys: pytest.C
 @pytest.mark.parametrize("module", [c_code, c_int8])
 def test_c_of_another_network_is_refused(module: Any) -> None:
     model = Net()
-    model.conv1, model.bn1 = torch.nn.Conv2d(1, 12, 3, padding=1), torch.nn.BatchNorm2d(12)
+    model.conv1, model.bn1 = torch.nn.Conv2d(1, 12, 3, padding=1), BatchNorm2d(12)
     model.conv2 = torch.nn.Conv2d(12, 16, 3, padding=1)
     with pytest.raises(UserError, match=r"conv1 has .* \(12, 1, 3\), not \(10, 1, 3\)"):
         module.write(model)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from main import print_summary
-from model import Dropout, Net, draw_positions
+from model import BatchNorm2d, Dropout, Net, NormalizeRows, draw_positions
 
 LAYERS = [  # name in the original's table, output shape, parameters
     *[("Conv2d", (10, 28, 28), 100), ("BatchNorm2d", (10, 28, 28), 20), ("Dropout", (10, 28, 28), 0)],
@@ -122,6 +122,32 @@ def test_summary_is_the_original_table_and_disturbs_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_batch_norm_is_that_of_torch_in_float64(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    ours, theirs = BatchNorm2d(10).to(dtype), nn.BatchNorm2d(10).double()
+    nn.init.uniform_(theirs.weight, 0.5, 2)
+    nn.init.uniform_(theirs.bias, -1, 1)
+    ours.load_state_dict(theirs.state_dict())
+    for _ in range(2):  # with a mean far from 0, and at the left edge the same value in every image
+        x = torch.randn(6, 10, 9, 7, dtype=torch.float64) + torch.linspace(-20, 20, 10).view(-1, 1, 1)
+        x[:, :, :, 0] = 3
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        grad = torch.randn(6, 10, 9, 7, dtype=torch.float64)
+        inputs = x.clone().requires_grad_(), x.double().contiguous().requires_grad_()
+        outputs = ours(inputs[0]), theirs(inputs[1])
+        for out in outputs:
+            out.backward(grad.to(out.dtype))
+        assert type(outputs[0].grad_fn).__name__ == f"{NormalizeRows.__name__}Backward"
+        assert outputs[0].is_contiguous(memory_format=torch.channels_last)
+        pairs = [outputs, (inputs[0].grad, inputs[1].grad)]
+        pairs += [(p.grad, q.grad) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True)]
+        pairs += [(p, q) for p, q in zip(ours.buffers(), theirs.buffers(), strict=True)]
+        for actual, expected in pairs:
+            assert actual is not None and expected is not None
+            torch.testing.assert_close(actual.to(expected.dtype), expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("p", [0.01, 0.05, 0.3, 0.9])
