@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torchvision
+from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 from config import Config, Options, UsageError, UserError, flag, value_type
 from datasets import MNIST, Dataset
 from model import Net
+from utils import EVALUATION_BATCH, normalize
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -105,6 +107,12 @@ class Trained:
     config: Config | None = None
     versions: dict[str, str] = field(default_factory=dict)
     dataset: Dataset = MNIST
+
+    @torch.inference_mode()
+    def log_probs(self, images: Tensor) -> Tensor:
+        """Map images of its data set, uint8 (N, 28, 28), to log-probabilities (N, classes), float32."""
+        batches = torch.split(images.unsqueeze(1), EVALUATION_BATCH)
+        return torch.cat([self.model(normalize(batch, self.dataset)) for batch in batches])
 
     def __str__(self) -> str:
         if self.metrics is None:
@@ -285,11 +293,15 @@ def build(path: Path, kind: type[T], values: Any) -> T:
     return made
 
 
-def load_trained(path: Path) -> Trained:
-    """Read a trained network: a best.pt, or what ``torch.save(model.state_dict(), path)`` left.
+def load_trained(file: str | Path | None) -> Trained:
+    """Read a trained network: a best.pt, or what ``torch.save(model.state_dict(), file)`` left.
 
-    Raises ``UserError`` when ``path`` isn't there, or isn't a checkpoint of this network with finite weights.
+    None stands for the newest that there is. Raises ``UserError`` when the file isn't there, or isn't a
+    checkpoint of this network with finite weights.
     """
+    if file is None:
+        return newest_trained()
+    path = Path(file)
     content = read_checkpoint(path)
     bare = "conv1.weight" in content
     dataset = build(path, Dataset, content["dataset"]) if "dataset" in content else MNIST

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from checkpoint import EpochMetrics, Parts, Progress, load_trained, newest_trained
+from checkpoint import EpochMetrics, Parts, Progress, load_trained
 from model import Net
 from test import test
 from train import advance, make_optimizer, to_device, train
@@ -145,7 +145,7 @@ def main(config: Config, options: Options) -> None:
         torch.use_deterministic_algorithms(True)
     data_path, device = options.data_path, select_device(options.device)
     if options.test_only:
-        trained = load_trained(Path(options.weights)) if options.weights else newest_trained()
+        trained = load_trained(options.weights)
         print(f"Weights: {trained}")
         if "dataset" in options.given and config.dataset != trained.dataset.name:
             raise UsageError(f"argument --dataset: the weights are of {trained.dataset.name}; leave it out")
@@ -154,11 +154,8 @@ def main(config: Config, options: Options) -> None:
     # A new run reads its data before it has a folder: if they can't be had, none is left behind.
     loaders = None if options.resume else make_loaders(config, data_path, device)
     dataset = loaders[0].dataset if loaders else None
-    if (
-        dataset
-        and dataset.target_accuracy is None
-        and not options.given & {"early_stopping", "target_accuracy"}
-    ):
+    asked = options.given & {"early_stopping", "target_accuracy"}
+    if dataset and dataset.target_accuracy is None and not asked:
         config = replace(config, early_stopping=False)
     with checkpoint.open_run(config, options, device, dataset) as (folder, progress):
         if progress.finished:

@@ -65,8 +65,7 @@ class Net(nn.Module):
 class Dropout(nn.Dropout):
     """``nn.Dropout`` that draws few random numbers on a CPU, where drawing them is what it costs.
 
-    There it draws the gaps between dropped activations, which are geometric, instead of a number for each
-    activation: 1/p times fewer (Fan, Muller and Rezucha, JASA 57, 1962).
+    It draws the gaps between dropped activations, which are geometric: Fan, Muller, Rezucha, JASA 57 (1962).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,18 +95,14 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        if not self.training or x.device.type != "cpu" or not last:
-            return super().forward(x)
-        out: Tensor = NormalizeRows.apply(x, self.weight, self.bias, self)
-        return out
+        if self.training and x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last):
+            x = NormalizeRows.apply(x, self.weight, self.bias, self)
+            return x
+        return super().forward(x)
 
 
 class NormalizeRows(torch.autograd.Function):
-    """Batch norm (Ioffe and Szegedy, ICML 2015) of (N, C, H, W), channels last, by way of (N·H, W·C).
-
-    There torch adds up each column, and the columns of the same channel are put together here.
-    """
+    """Batch norm (Ioffe and Szegedy, ICML 2015) of (N, C, H, W), put together from columns of (N·H, W·C)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Any) -> Tensor:

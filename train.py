@@ -89,16 +89,16 @@ def train(
 ) -> tuple[float, float]:
     """Train ``model`` for an epoch behind a progress bar on stderr.
 
-    The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64, of which the first
-    ``limit_batches`` are used. A ``scheduler`` moves after each batch; ``label_smoothing`` is in [0, 1]
-    (Szegedy et al., CVPR 2016); ``ema``, a copy of the network, follows it as a running average.
-    Returns the loss, without smoothing, averaged over the images, and the accuracy in percent, both of images
-    as they were trained on. Raises ``UserError`` when a loss is NaN or infinite.
+    The loader yields images (N, 1, 28, 28), float32, and targets (N,), int64, in batches; ``limit_batches``
+    are used. A ``scheduler`` moves after each; ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016);
+    ``ema``, a copy of the network, follows it as a running average. Returns the images' mean loss, without
+    smoothing, and accuracy in percent, as trained on. Raises ``UserError`` when a loss is NaN or infinite.
     """
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
     loss_sum, correct = torch.zeros(2, device=device)
-    current, averaged = (list(m.state_dict().values()) if m else [] for m in (model, ema))
+    states = [net.state_dict().values() if net else () for net in (ema, model)]
+    averaged, current = ([value for value in state if value.is_floating_point()] for state in states)
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in zip(range(steps), train_loader, strict=False):
@@ -127,16 +127,10 @@ def train(
 
 
 def update_average(averaged: list[Tensor], current: list[Tensor], decay: float, step: int) -> None:
-    """Let the tensors ``averaged`` follow ``current``, a network's state, ``step`` steps having gone before.
+    """Let the tensors ``averaged`` follow ``current``, all float, ``step`` steps having gone before.
 
     They keep (1 + step) / (10 + step) of themselves, if that is less than ``decay``: so they forget the
-    untrained weights within an epoch (the warm-up of TensorFlow's ``ExponentialMovingAverage``). Integers,
-    batch norm's counters, are copied.
+    untrained weights within an epoch (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
     """
     keep = min(decay, (1 + step) / (10 + step))
-    pairs = list(zip(averaged, current, strict=True))
-    floats, now = zip(*((a, c) for a, c in pairs if a.is_floating_point()), strict=True)
-    torch._foreach_lerp_(floats, now, 1 - keep)  # one operation for all of them
-    for a, c in pairs:
-        if not a.is_floating_point():
-            a.copy_(c)
+    torch._foreach_lerp_(averaged, current, 1 - keep)  # one operation for all of them

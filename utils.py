@@ -18,15 +18,11 @@ class Loader(Protocol):
     """What ``train`` and ``test`` iterate over: batches of images and targets."""
 
     def __len__(self) -> int: ...
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 def normalize(images: Tensor, dataset: Dataset = MNIST) -> Tensor:
-    """Bring pixels from 0..255 to mean 0 and deviation 1 over the training set of ``dataset``, in float32.
-
-    ``images``, of any shape, is uint8; or float32, and is then changed in place.
-    """
+    """Bring 0..255, uint8, or float32 in place, to float32 of mean 0 and deviation 1 over ``dataset``."""
     return images.float().div_(255 * dataset.std).sub_(dataset.mean / dataset.std)
 
 
@@ -134,10 +130,9 @@ def get_loaders(
 ) -> Loaders:
     """Put the data set named ``dataset`` on ``device`` and make the loaders for training and for evaluation.
 
-    They hold the training and the test images; with ``holdout``, that many training images are kept for
-    evaluation instead, the same ones always, and the test set stays out of it. ``data_path`` is where a data
-    set lies, or is downloaded to, that isn't MNIST. ``seed`` determines the order and distortions of the
-    training images. Raises ``UserError``, which says how to get what is missing, and ``OSError``.
+    With ``holdout``, that many training images, always the same, are evaluated on instead of the test set.
+    ``data_path`` is where a data set lies, or is downloaded to, that isn't MNIST; ``seed`` determines order
+    and distortions in training. Raises ``UserError``, which says how to get what is missing, and ``OSError``.
     """
     described, (images, labels) = load_train(dataset, data_path)
     if holdout >= len(labels):

@@ -44,12 +44,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from checkpoint import Trained, load_trained, newest_trained, replace_file
+from checkpoint import Trained, load_trained, replace_file
 from config import UserError
 from datasets import MNIST, load_test
 from export import c_code, c_int8, onnx_file, web
 from export.network import Predictor
-from utils import normalize
 
 ROUNDING = 1e-4  # in log-probabilities: ten times what another order of float32 sums was seen to change
 INT8_LOSS = 0.001  # of the test images, though at least one of them, that 8-bit weights may cost
@@ -129,15 +128,15 @@ def main(
     ``data_path`` is where the data set lies, if it isn't MNIST. Returns the exit status, after a line on
     stderr a failure. Raises ``UserError`` and ``OSError`` where no format can be written.
     """
-    trained = load_trained(Path(weights)) if weights else newest_trained()
+    trained = load_trained(weights)
     print(f"Weights: {trained}")
     dataset, failures = trained.dataset, 0
     images, labels = load_test(dataset, data_path)
     formats = formats or [name for name in FILES if name != "web" or dataset == MNIST]
     folder = Path(output_dir) if output_dir else trained.path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    predictors: dict[str, Predictor] = {"PyTorch": lambda x: trained.model(normalize(x[:, None], dataset))}
-    expected = run(predictors["PyTorch"], images)
+    predictors: dict[str, Predictor] = {"PyTorch": trained.log_probs}
+    expected = trained.log_probs(images)
     for name in dict.fromkeys(formats):
         path = folder / FILES[name]
         try:

@@ -19,16 +19,13 @@ if __name__ == "__main__":
 import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from checkpoint import load_trained, newest_trained
+from checkpoint import Trained, load_trained
 from datasets import MNIST, Dataset
-from model import Net
 from predict.preprocess import preprocess_file
-from utils import EVALUATION_BATCH, normalize
 
 
 @dataclass(frozen=True)
@@ -68,13 +65,11 @@ def read_image(name: str, dataset: Dataset = MNIST) -> Tensor | None:
     return None
 
 
-@torch.inference_mode()
-def predict(model: Net, files: list[str], images: Tensor, dataset: Dataset = MNIST) -> list[Prediction]:
-    """Return the predictions of ``model``, in evaluation mode, for ``images``, uint8 (N, 28, 28)."""
-    batches = torch.split(images.unsqueeze(1), EVALUATION_BATCH)
-    probabilities = torch.cat([model(normalize(batch, dataset)) for batch in batches]).exp()
-    (first, second), labels = (top.T.tolist() for top in probabilities.topk(2))
-    names: list[int] | list[str] = list(range(10)) if dataset == MNIST else list(dataset.classes)
+def predict(trained: Trained, files: list[str], images: Tensor) -> list[Prediction]:
+    """Return the predictions of ``trained`` for ``images``, uint8 (N, 28, 28), which come from ``files``."""
+    (first, second), labels = (top.T.tolist() for top in trained.log_probs(images).exp().topk(2))
+    is_mnist = trained.dataset == MNIST
+    names: list[int] | list[str] = list(range(10)) if is_mnist else list(trained.dataset.classes)
     prediction, runner_up = ([names[label] for label in row] for row in labels)
     return list(map(Prediction, files, prediction, first, runner_up, second))
 
@@ -84,14 +79,13 @@ def main(files: list[str], weights: str | None, as_json: bool) -> int:
 
     Raises ``UserError`` where the weights can't be used, and ``OSError``.
     """
-    trained = newest_trained() if weights is None else load_trained(Path(weights))
+    trained = load_trained(weights)
     print(f"Weights: {trained}", file=sys.stderr)
     images = [(name, image) for name in files if (image := read_image(name, trained.dataset)) is not None]
     readable = [name for name, _ in images]
     predictions: list[Prediction] = []
     if images:
-        stacked = torch.stack([image for _, image in images])
-        predictions = predict(trained.model, readable, stacked, trained.dataset)
+        predictions = predict(trained, readable, torch.stack([image for _, image in images]))
     lines = [json.dumps(list(map(asdict, predictions)), indent=2)] if as_json else map(str, predictions)
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
     return 0 if len(predictions) == len(files) else 1

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from checkpoint import EpochMetrics, Trained, load_trained, newest_trained, replace_file
+from checkpoint import EpochMetrics, Trained, load_trained, replace_file
 from datasets import MNIST, load_test
 from report import scores
 
@@ -119,7 +119,8 @@ def write_report(trained: Trained, data_path: str) -> str:
         raise UserError(f"{folder}: the epoch of best.pt is not in metrics.csv: they are not of one run")
     dataset, classes = trained.dataset, trained.dataset.classes
     images, labels = load_test(dataset, data_path)
-    predictions, confidence = scores.predict(trained.model, images, dataset)
+    highest, predictions = trained.log_probs(images).double().max(dim=1)
+    confidence = highest.exp()
     is_correct = predictions == labels
     counts, correct = scores.confusion_matrix(labels, predictions, len(classes)), int(is_correct.sum())
 
@@ -153,7 +154,7 @@ def write_report(trained: Trained, data_path: str) -> str:
 
 def main(run: str | None, data_path: str = Options.data_path) -> None:
     """Write the report on ``run`` and print its result. Raises ``UserError`` and ``OSError``."""
-    trained = newest_trained() if run is None else load_trained(Path(run) / "best.pt")
+    trained = load_trained(None if run is None else Path(run) / "best.pt")
     print(f"Weights: {trained}", flush=True)
     print(write_report(trained, data_path))
 

@@ -5,10 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets import MNIST, Dataset
-from model import Net
-from utils import EVALUATION_BATCH, normalize
-
 
 @dataclass(frozen=True)
 class Calibration:
@@ -18,18 +14,6 @@ class Calibration:
     total: Tensor  # int64, images in each bin
     correct: Tensor  # int64, those predicted right
     confidence: Tensor  # float64, their mean, in (0, 1]; NaN in an empty bin
-
-
-@torch.inference_mode()
-def predict(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[Tensor, Tensor]:
-    """Classify ``images`` of ``dataset``, uint8 (N, 28, 28), by ``model``, in evaluation mode, on the CPU.
-
-    Returns the predictions, int64 (N,), and the confidence of each, its probability, float64 (N,) in (0, 1].
-    """
-    batches = torch.split(images.unsqueeze(1), EVALUATION_BATCH)
-    log_probs = torch.cat([model(normalize(batch, dataset)) for batch in batches]).double()
-    confidence, predictions = log_probs.max(dim=1)
-    return predictions, confidence.exp()
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int = 10) -> Tensor:

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
 
 import checkpoint
 from checkpoint import (
     EpochMetrics,
+    Trained,
     load_progress,
     load_trained,
     newest_trained,
@@ -274,3 +278,19 @@ def test_only_one_process_is_in_a_folder(tmp_path: Path) -> None:
             pass
     with checkpoint.locked(tmp_path):
         pass
+
+
+def test_log_probs_against_torchvisions_transforms() -> None:
+    torch.manual_seed(0)
+    model = Net().eval()
+    images = torch.randint(0, 256, (253, 28, 28), dtype=torch.uint8)  # more than a batch
+    log_probs = Trained(Path("net.pt"), model).log_probs(images)
+    assert log_probs.shape == (253, 10) and log_probs.dtype == torch.float32
+    logits: list[torch.Tensor] = []
+    model.gap.register_forward_hook(lambda module, inputs, output: logits.append(output.flatten()))
+    tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    for i in (0, 249, 250, 252):
+        with torch.no_grad():
+            model(tensor(Image.fromarray(images[i].numpy())).unsqueeze(0))
+        expected = F.log_softmax(logits[-1].double(), dim=0)
+        torch.testing.assert_close(log_probs[i].double(), expected, rtol=1e-5, atol=1e-5)

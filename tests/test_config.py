@@ -24,7 +24,7 @@ REFUSED = [  # flags; what the message says of them
     (["--base-momentum", "0.9", "--max-momentum", "0.8"], "argument --base-momentum: must be at most"),
     (["--dropout", "1"], "argument --dropout: must be from 0 to 0.99, not 1.0"),
     (["--interpolation", "bicubic"], "argument --interpolation: must be one of nearest, bilinear"),
-    (["--recipe", "Original"], "argument --recipe: must be one of default, fast, original"),
+    (["--recipe", "Original"], "argument --recipe: must be one of default, best, fast, original"),
     (["--recipe"], "argument --recipe: expected one argument"),
     (["--weights", "best.pt"], "argument --weights: only allowed with argument --test-only"),
     (["--dataset", "cifar"], "argument --dataset: must be one of mnist, fashion-mnist, kmnist, folder, not"),

@@ -18,7 +18,7 @@ from PIL import Image
 from torchvision import transforms
 
 import predict.__main__ as command
-from checkpoint import load_trained, newest_trained, save_checkpoint
+from checkpoint import Trained, load_trained, newest_trained, save_checkpoint
 from config import UserError
 from datasets import MNIST, Dataset, load_mnist
 from model import Net
@@ -137,7 +137,9 @@ def test_files_are_predicted_in_batches(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(Net, "forward", counted)
     names = [str(i) for i in range(260)]
-    found = command.predict(Net().eval(), names, torch.zeros(260, 28, 28, dtype=torch.uint8))
+    found = command.predict(
+        Trained(Path("net.pt"), Net().eval()), names, torch.zeros(260, 28, 28, dtype=torch.uint8)
+    )
     assert [entry.file for entry in found] == names
     assert sum(sizes) == 260
     assert max(sizes) == 250  # so that many files need no more memory than these

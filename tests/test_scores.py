@@ -4,14 +4,10 @@ from collections import Counter
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from torchvision import transforms
 
-from model import Net
-from report.scores import calibration, confusion_matrix, mistakes, predict, wilson
+from report.scores import calibration, confusion_matrix, mistakes, wilson
 
 digit = st.integers(0, 9)
 # Multiples of 1/15 are the bins' edges.
@@ -77,21 +73,3 @@ def test_confusion_matrix_and_mistakes_against_loops(given: list[tuple[int, int,
 def test_wilson_against_published_intervals(correct: int, total: int, low: float, high: float) -> None:
     found = [float(end) for end in wilson(torch.tensor(correct), torch.tensor(total))]
     assert found == pytest.approx([low, high], abs=5e-5)
-
-
-def test_predict_against_torchvisions_transforms() -> None:
-    torch.manual_seed(0)
-    model = Net().eval()
-    images = torch.randint(0, 256, (253, 28, 28), dtype=torch.uint8)  # more than a batch
-    predictions, confidence = predict(model, images)
-    assert predictions.dtype == torch.int64
-    assert confidence.dtype == torch.float64
-    logits: list[torch.Tensor] = []
-    model.gap.register_forward_hook(lambda module, inputs, output: logits.append(output.flatten()))
-    tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
-    for i in (0, 249, 250, 252):
-        with torch.no_grad():
-            model(tensor(Image.fromarray(images[i].numpy())).unsqueeze(0))
-        probabilities = F.softmax(logits[-1].double(), dim=0)
-        assert int(predictions[i]) == int(probabilities.argmax())
-        assert float(confidence[i]) == pytest.approx(float(probabilities.max()), rel=1e-5)
