@@ -2,18 +2,19 @@
 
 import ctypes
 import sys
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from config import ORIGINAL, UserError
-from model import Net
 from utils import Loader
 
+T = TypeVar("T", bound=nn.Module)
 BAR_INTERVAL = 25  # batches between two looks at the device, each of which waits for it
 
 
@@ -59,7 +60,7 @@ def advance(scheduler: OneCycleLR, steps: int = 1) -> None:
         scheduler.step()
 
 
-def to_device(model: Net, device: torch.device) -> Net:
+def to_device(model: T, device: torch.device) -> T:
     """Move ``model`` to ``device``, in place, laid out as is fastest there, and return it.
 
     On a CPU, glibc is told to keep the memory that it frees. By default it hands each large activation back
@@ -79,7 +80,7 @@ def train(
     device: torch.device,
     train_loader: Loader,
     *,
-    optimizer: SGD,
+    optimizer: Optimizer,
     epoch: int,
     scheduler: OneCycleLR | None = None,
     limit_batches: int | None = None,

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +50,57 @@ def torchvision_sets(augment: Any, normalize: Any) -> tuple[Any, Any]:
     return train_set, test_set
 
 
-def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
-    """Build the pipeline that most scripts have; a part does ``batches`` steps and tests on ``images``."""
-    import torch
-    import torch.nn.functional as F
+def conventional_loaders(device: Any, workers: int, images: int = TEST_IMAGES) -> tuple[Any, Any]:
+    """Return loaders of the training images and of the first test ``images``, as most scripts have them."""
     from torch.utils.data import DataLoader, Subset
     from torchvision import transforms
 
     from datasets import MEAN, STD
-    from model import Net
 
     normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
     augment = transforms.Compose([transforms.RandomRotation((-7.0, 7.0), fill=(0,)), normalize])
     options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
     train_set, test_set = torchvision_sets(augment, normalize)
     train_loader = DataLoader(train_set, BATCH, shuffle=True, **options)
-    train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
-    test_loader = DataLoader(Subset(test_set, range(images)), 1000, **options)
+    return train_loader, DataLoader(Subset(test_set, range(images)), 1000, **options)
+
+
+def conventional_network(device: Any) -> Any:
+    """Return the original's network, of PyTorch's layers alone."""
+    import torch
+
+    from model import Net
+
     model = Net().to(device)
     for name, module in list(model.named_children()):  # model.py's own draws fewer random numbers
         if isinstance(module, torch.nn.Dropout):
             setattr(model, name, torch.nn.Dropout(module.p))
+    return model
+
+
+def conventional_steps(model: Any, device: Any, optimizer: Any, batches: Iterable[Any]) -> None:
+    """Train ``model`` on ``batches`` as most scripts do: what is printed comes to the host at each step."""
+    import torch.nn.functional as F
+
+    model.train()
+    for data, target in batches:
+        data, target = data.to(device), target.to(device)
+        optimizer.zero_grad()
+        output = model(data)
+        loss = F.nll_loss(output, target)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        loss.item(), (output.argmax(dim=1) == target).sum().item()
+
+
+def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
+    """Build the pipeline that most scripts have; a part does ``batches`` steps and tests on ``images``."""
+    import torch
+    import torch.nn.functional as F
+
+    train_loader, test_loader = conventional_loaders(device, workers, images)
+    train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
+    model = conventional_network(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     fixed = next(train_batches)
 
@@ -78,19 +108,11 @@ def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
         for data, target in itertools.islice(train_batches, batches):
             data.to(device), target.to(device)
 
-    def step_part(source: Iterator[Any] = itertools.repeat(fixed)) -> None:  # noqa: B008
-        model.train()
-        for data, target in itertools.islice(source, batches):
-            data, target = data.to(device), target.to(device)
-            optimizer.zero_grad()
-            output = model(data)
-            loss = F.nll_loss(output, target)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss.item(), (output.argmax(dim=1) == target).sum().item()
+    def step_part() -> None:
+        conventional_steps(model, device, optimizer, itertools.repeat(fixed, batches))
 
     def epoch_part() -> None:
-        step_part(train_batches)
+        conventional_steps(model, device, optimizer, itertools.islice(train_batches, batches))
         model.eval()
         with torch.no_grad():
             for data, target in test_loader:

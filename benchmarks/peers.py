@@ -1,0 +1,177 @@
+"""Train this project's recipes and their peers in turn on this machine, and draw accuracy over seconds.
+
+    python benchmarks/peers.py --output-dir runs/peers
+
+The peers are the original's settings through the pipeline that most scripts have, and a network like
+tuomaso/train_mnist_fast's, of 215,722 parameters, by schedules of one, two, four and eight epochs.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from config import RECIPES, Config, Options, Parser, end_in_one_line, select_device
+
+CONVENTIONAL, LARGE = "original, conventional", "large network"
+NAMES = [*RECIPES, CONVENTIONAL, *(f"{LARGE}, {epochs} epochs" for epochs in (1, 2, 4, 8))]
+
+if __name__ == "__main__":
+    end_in_one_line("peers.py")
+    parser = Parser("peers.py", "Train this project's recipes and their peers in turn.")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for table and picture")
+    parser.add_argument("--device", default="auto", help="as of main.py (default: %(default)s)")
+    arguments = parser.parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
+    if arguments.seeds < 1:
+        parser.error("argument --seeds: must be at least 1")
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import main as experiment
+from benchmarks.pipeline import conventional_loaders, conventional_network, conventional_steps
+from checkpoint import replace_file, versions
+from test import test
+from train import advance, make_optimizer, to_device, train
+from utils import DeviceLoader, get_loaders
+
+Curve = list[tuple[float, float]]  # after each epoch: seconds, evaluations included, and test accuracy in %
+
+
+def run_epochs(epochs: int, do_epoch: Callable[[int], float]) -> Curve:
+    """Do ``epochs``, each of which returns its test accuracy, and take their time."""
+    begin = time.perf_counter()
+    return [(time.perf_counter() - begin, accuracy) for accuracy in map(do_epoch, range(1, epochs + 1))]
+
+
+def run_recipe(config: Config, device: torch.device) -> Curve:
+    """Train one of this project's recipes, as ``main.py`` does."""
+    loaders = experiment.make_loaders(config, Options.data_path, device)
+    parts = experiment.make_parts(config, device, len(loaders[0]), 10)
+    return run_epochs(
+        config.epochs, lambda epoch: experiment.run_epoch(config, loaders, parts, epoch).eval_accuracy
+    )
+
+
+def run_conventional(config: Config, device: torch.device) -> Curve:
+    """Train the original's settings through ``pipeline.py``'s conventional pipeline, with one worker."""
+    train_loader, test_loader = conventional_loaders(device, workers=1)
+    torch.manual_seed(config.seed)
+    model, steps = conventional_network(device), len(train_loader)
+    optimizer, scheduler = make_optimizer(model, total_steps=config.epochs * steps)
+
+    def do_epoch(epoch: int) -> float:
+        conventional_steps(model, device, optimizer, train_loader)
+        advance(scheduler, steps)
+        return test(model, device, test_loader)[1]
+
+    return run_epochs(config.epochs, do_epoch)
+
+
+def large_network() -> nn.Sequential:
+    """Make a network like the last one of tuomaso/train_mnist_fast."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 24, 5), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
+        *(nn.Conv2d(24, 32, 3), nn.MaxPool2d(2), nn.ReLU(inplace=True)),
+        *(nn.Flatten(), nn.Linear(800, 256), nn.ReLU(inplace=True), nn.Linear(256, 10), nn.LogSoftmax(1)),
+    )
+
+
+def run_large(epochs: int, config: Config, device: torch.device) -> Curve:
+    """Train ``large_network`` for so many ``epochs``, on batches that are always the same."""
+    full, test_loader = get_loaders(device)
+    train_loader = DeviceLoader(full.images, full.labels, 256)
+    torch.manual_seed(config.seed)
+    model = to_device(large_network(), device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.7, 0.9), fused=True)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.01, total_steps=epochs * len(train_loader), cycle_momentum=False
+    )
+
+    def do_epoch(epoch: int) -> float:
+        train(model, device, train_loader, optimizer=optimizer, epoch=epoch, scheduler=scheduler)
+        return test(model, device, test_loader)[1]
+
+    return run_epochs(epochs, do_epoch)
+
+
+def run(name: str, seed: int, device: torch.device) -> Curve:
+    """Train the one called ``name``."""
+    config = replace(RECIPES.get(name, RECIPES["original"]), seed=seed, early_stopping=False)
+    runner = run_recipe if name in RECIPES else run_conventional
+    if name.startswith(LARGE):
+        runner = partial(run_large, int(name.split()[-2]))
+    with contextlib.redirect_stdout(io.StringIO()):
+        return runner(config, device)
+
+
+def draw(curves: dict[str, dict[int, Curve]], path: Path) -> None:
+    """Draw the mean of each one's ``curves`` to ``path``, a PNG, its end marked."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, runs in curves.items():
+        seconds, accuracies = (
+            [mean(point[i] for point in points) for points in zip(*runs.values(), strict=True)]
+            for i in (0, 1)
+        )
+        line = axes.plot(seconds, accuracies, linewidth=1, label=name)[0]
+        axes.plot(seconds[-1], accuracies[-1], "o", color=line.get_color())
+    axes.set(xlabel="seconds of training, with evaluation", ylabel="test accuracy, %", xscale="log")
+    axes.set_ylim(98.4, 99.7)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main(args: Namespace) -> None:
+    """Carry out the command line. Raises ``UserError``, ``OSError`` and ``KeyboardInterrupt``."""
+    device = select_device(args.device)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    path = args.output_dir / "peers.csv"
+    curves: dict[str, dict[int, Curve]] = {name: {} for name in NAMES}
+    if path.exists():  # of a comparison that was stopped
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                lists = (map(float, row[column].split()) for column in ("seconds", "test_accuracy"))
+                curves[row["name"]][int(row["seed"])] = list(zip(*lists, strict=True))
+    for seed in range(1, args.seeds + 1):
+        for name in NAMES[:: 1 if seed % 2 else -1]:  # in turn, so that a slow hour is nobody's own
+            if seed in curves[name]:
+                continue
+            curves[name][seed] = curve = run(name, seed, device)
+            print(f"seed {seed}, {name}: {curve[-1][1]:.2f} % after {curve[-1][0]:.0f} s", flush=True)
+            writer = csv.writer(text := io.StringIO(), lineterminator="\n")
+            writer.writerow(["name", "seed", "seconds", "test_accuracy"])  # after each epoch
+            for each, number in itertools.product(curves, range(1, args.seeds + 1)):
+                if number in curves[each]:
+                    seconds, accuracies = zip(*curves[each][number], strict=True)
+                    points = " ".join(f"{s:.2f}" for s in seconds), " ".join(f"{a:g}" for a in accuracies)
+                    writer.writerow([each, number, *points])
+            replace_file(path, text.getvalue().encode())
+    where = versions() | {"device": f"{device}, {torch.get_num_threads()} of {os.cpu_count()} cores"}
+    print(f"\n{', '.join(f'{key} {value}' for key, value in where.items())}; seeds 1 to {args.seeds}\n")
+    print("| | test accuracy at the end, mean ± sd, % | seconds, mean |\n| --- | --- | --- |")
+    for name, runs in curves.items():
+        ends = [curve[-1][1] for curve in runs.values()]
+        spread = f" ± {stdev(ends):.3f}" if len(ends) > 1 else ""
+        print(f"| {name} | {mean(ends):.3f}{spread} | {mean(curve[-1][0] for curve in runs.values()):.0f} |")
+    draw(curves, args.output_dir / "peers.png")
+
+
+if __name__ == "__main__":
+    main(arguments)

@@ -1,0 +1,82 @@
+import csv
+import subprocess
+import sys
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+
+from benchmarks import peers
+from config import ORIGINAL, RECIPES
+from utils import get_loaders
+
+CPU = torch.device("cpu")
+
+
+def test_the_large_network_is_as_described() -> None:
+    network = peers.large_network()
+    shapes: list[tuple[int, ...]] = []
+    for module in network:
+        module.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[1:])))
+    assert network(torch.zeros(2, 1, 28, 28)).exp().sum(dim=1).tolist() == pytest.approx([1, 1])
+    assert shapes[0] == (24, 24, 24) and shapes[3] == (32, 10, 10) and shapes[6] == (800,)
+    convolutions = 24 * 25 + 24 + 32 * 24 * 9 + 32
+    assert sum(p.numel() for p in network.parameters()) == convolutions + 800 * 256 + 256 + 256 * 10 + 10
+
+
+def test_each_is_trained_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few images of MNIST, a few epochs: all three learn, and time goes on."""
+    batch = next(iter(get_loaders(CPU, batch_size=64)[0]))
+
+    def few(*args: Any, **options: Any) -> Any:
+        loaders = get_loaders(*args, **options)
+        for loader in loaders:
+            loader.images, loader.labels = loader.images[:4000], loader.labels[:4000]
+        return loaders
+
+    monkeypatch.setattr("benchmarks.peers.get_loaders", few)
+    monkeypatch.setattr("main.get_loaders", few)
+    monkeypatch.setattr("benchmarks.peers.conventional_loaders", lambda *_, **__: ([batch] * 40, [batch]))
+    config = replace(ORIGINAL, epochs=2, schedule_interval="batch", lr=0.02, max_lr=0.2)
+    for curve in (
+        peers.run_recipe(config, CPU),
+        peers.run_conventional(config, CPU),
+        peers.run_large(2, config, CPU),
+    ):
+        (first, _), (second, accuracy) = curve
+        assert 0 < first < second and accuracy > 15
+
+
+def test_a_comparison_goes_on_where_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[tuple[str, int]] = []
+
+    def run(name: str, seed: int, device: torch.device) -> peers.Curve:
+        calls.append((name, seed))
+        if len(calls) == 12:
+            raise KeyboardInterrupt
+        return [(1.5, 98.0), (3.25, 99.0 + seed / 10)]
+
+    monkeypatch.setattr(peers, "run", run)
+    args = Namespace(device="cpu", seeds=2, output_dir=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        peers.main(args)
+    peers.main(args)
+    assert sorted({*calls}) == sorted((name, seed) for name in peers.NAMES for seed in (1, 2))
+    assert len(calls) == 2 * len(peers.NAMES) + 1
+    rows = list(csv.DictReader((tmp_path / "peers.csv").open()))
+    assert len(rows) == 2 * len(peers.NAMES) and {row["seconds"] for row in rows} == {"1.50 3.25"}
+    assert "| default | 99.150 ± 0.071 | 3 |" in capsys.readouterr().out
+    assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+    assert set(RECIPES) < set(peers.NAMES)
+
+
+def test_a_mistake_is_one_line() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), "--seeds=0", "--output-dir=x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "peers.py: error: argument --seeds: must be at least 1\n")
