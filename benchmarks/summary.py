@@ -24,9 +24,11 @@ def numbers(rows: list[Row], column: str) -> list[float]:
     return [float(row[column]) for row in rows if row[column]] or [math.nan]
 
 
-def figures(rows: list[Row], target: float, first: list[Row], column: str = "last") -> dict[str, str]:
+def figures(
+    rows: list[Row], target: float, column: str = "last", first: list[Row] | None = None
+) -> dict[str, str]:
     """Say what ``rows`` come to, and how far below ``first``; runs that failed are short of ``target``."""
-    values, top = numbers(rows, column), numbers(first, column)
+    values, top = numbers(rows, column), numbers(first or rows, column)
     error, top_error = (stats.sem(those) if len(those) > 1 else math.nan for those in (values, top))
     half = stats.t.ppf(0.975, len(values) - 1) * error
     p = stats.t.sf((mean(values) - target) / (error or 1e-9), len(values) - 1)
@@ -39,12 +41,13 @@ def figures(rows: list[Row], target: float, first: list[Row], column: str = "las
         "standard deviation": f"{error * math.sqrt(len(values)):.3f}",
         "95 % interval (Student)": f"{mean(values) - half:.3f} to {mean(values) + half:.3f}",
         f"p of a mean ≤ {target:g} (t-test)": f"{p:.2g}",
-        "below the first, ± standard error": "–" if first is rows else below,
         f"reached {target:g} % (Wilson)": f"{reached} of {len(rows)}, {low:.0%} to {high:.0%}",
         "median epoch": f"{median(numbers(rows, 'epoch_reached')):g}",
         "median seconds": f"{median(numbers(rows, 'seconds_to_target')):.1f}",
         "in all": f"{median(numbers(rows, 'seconds')):.1f}",
     }
+    if first:
+        found["below the first, ± standard error"] = "–" if first is rows else below
     return {name: text.replace("nan", "–") for name, text in found.items()}
 
 
@@ -52,7 +55,9 @@ def markdown(results: dict[str, list[Row]], target: float) -> str:
     """Make a table of ``results``, by their flags, from the highest mean to the lowest."""
     # max(0, NaN) is 0: settings whose runs all failed come last.
     order = sorted(results, key=lambda flags: max(0.0, mean(numbers(results[flags], "last"))), reverse=True)
-    lines = [{"flags": f"`{flags}`"} | figures(results[flags], target, results[order[0]]) for flags in order]
+    lines = [
+        {"flags": f"`{flags}`"} | figures(results[flags], target, first=results[order[0]]) for flags in order
+    ]
     cells = [lines[0], ["---"] * len(lines[0]), *(line.values() for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 

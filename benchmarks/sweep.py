@@ -257,7 +257,7 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
         print(markdown(results, args.target))
     else:
         for column in ("last", "best_on_test")[: 1 + any(row["best_on_test"] for row in every)]:
-            found = figures(every, args.target, every, column)
+            found = figures(every, args.target, column)
             print(f"{column}:\n" + "\n".join(f"  {name:34s}{text}" for name, text in found.items()))
         plot(every, args.target, Path(f"{next(iter(folders))}.png"))
     failed = [f"seed {row['seed']}: {row['error']}" for row in every if row["error"]]

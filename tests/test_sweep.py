@@ -41,7 +41,7 @@ def failed(seed: int) -> summary.Row:
 
 def test_figures_by_hand() -> None:
     rows = [row(1, 99.3, 99.41, 99.39), row(2, 99.2, 99.3, 99.35), row(3, 99.1, 99.39, 99.46), failed(4)]
-    found = summary.figures(rows, 99.4, rows)
+    found = summary.figures(rows, 99.4)
     # mean 99.4, deviation sqrt((0.01² + 0.05² + 0.06²) / 2) = 0.0557, half-width 4.303 · 0.0557 / √3 = 0.138
     assert (found["n"], found["mean, %"], found["standard deviation"]) == ("3", "99.400", "0.056")
     assert found["95 % interval (Student)"] == "99.262 to 99.538"
@@ -50,7 +50,7 @@ def test_figures_by_hand() -> None:
     assert found["reached 99.4 % (Wilson)"] == "2 of 4, 15% to 85%"
     assert (found["median epoch"], found["median seconds"], found["in all"]) == ("2.5", "25.0", "30.0")
     # (99.4 - 99.3) / (0.0557 / √3) = 3.11; Student with 2 degrees: 0.5 - 3.11 / (2 √(2 + 3.11²)) = 0.045
-    assert summary.figures(rows, 99.3, rows)["p of a mean ≤ 99.3 (t-test)"] == "0.045"
+    assert summary.figures(rows, 99.3)["p of a mean ≤ 99.3 (t-test)"] == "0.045"
 
 
 def test_markdown_is_sorted_and_compares_with_the_first() -> None:
@@ -97,7 +97,7 @@ def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
         ("--early-stopping", "--early-stopping"),
         ("--target-accuracy 99", "--target-accuracy"),
         ("--resume runs/a", "--resume"),
-        ("--recipe best", "--recipe"),
+        ("--recipe Best", "--recipe"),
         ("--epoch 3", "--epoch"),
     ],
 )
