@@ -255,10 +255,10 @@ def write_metrics(path: Path, rows: list[EpochMetrics]) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read what ``save_checkpoint`` wrote, whatever is in it, onto the CPU, running no code from it.
 
-    Raises ``UserError`` when ``path`` isn't there or isn't a dictionary of tensors and plain values.
+    Raises ``OSError``, and ``UserError`` when it isn't a dictionary of tensors and plain values.
     """
+    content = path.read_bytes()
     try:
-        content = path.read_bytes()
         # What torch.save writes is a zip file, whose CRCs torch ignores.
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
@@ -267,8 +267,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on foreign formats, then refuses them
             checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except OSError:  # it says which file, and why
-        raise
     except pickle.UnpicklingError:
         raise UserError(f"{path} is refused: damaged, or more than tensors and plain values") from None
     except Exception as error:  # damaged bytes lead zipfile and torch into whatever error they happen to
@@ -276,8 +274,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged, or no checkpoint: {reason}") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is not a checkpoint of this project: it has no entry 'model'")
-    if "format" not in checkpoint and ("model" in checkpoint or "settings" in checkpoint):
-        raise UserError(f"{path} is of an earlier version of the project, which this one can't read")
+    if "conv1.weight" not in checkpoint and checkpoint.get("format") != FORMAT:
+        raise UserError(f"{path} was not written by this version of the project, which can't read it")
     return checkpoint
 
 
@@ -287,8 +285,9 @@ def build(path: Path, kind: type[T], values: Any) -> T:
         made = kind(**values)
         for name, value in values.items() if kind not in (Config, Dataset) else ():  # they check theirs
             expected = value_type(kind, name)
-            assert isinstance(value, (int, float) if expected is float else expected)
-    except (AssertionError, TypeError, UserError):
+            if not isinstance(value, (int, float) if expected is float else expected):
+                raise TypeError(name)
+    except (TypeError, UserError):
         raise UserError(f"{path} does not fit this version of the project: another {kind.__name__}") from None
     return made
 
@@ -296,7 +295,7 @@ def build(path: Path, kind: type[T], values: Any) -> T:
 def load_trained(file: str | Path | None) -> Trained:
     """Read a trained network: a best.pt, or what ``torch.save(model.state_dict(), file)`` left.
 
-    None stands for the newest that there is. Raises ``UserError`` when the file isn't there, or isn't a
+    None stands for the newest that there is. Raises ``OSError``, and ``UserError`` when the file isn't a
     checkpoint of this network with finite weights.
     """
     if file is None:
@@ -315,9 +314,9 @@ def load_trained(file: str | Path | None) -> Trained:
         raise UserError(f"{path} is refused: its weights hold NaN or infinity")
     if bare:
         return Trained(path, model)
-    known = {"metrics": EpochMetrics, "config": Config}
-    values: dict[str, Any] = {name: build(path, kind, content.get(name)) for name, kind in known.items()}
-    values |= {"path": path, "model": model, "versions": content.get("versions"), "dataset": dataset}
+    values = {"path": path, "model": model, "dataset": dataset, "versions": content.get("versions")}
+    values["metrics"] = build(path, EpochMetrics, content.get("metrics"))
+    values["config"] = build(path, Config, content.get("config"))
     return build(path, Trained, values)
 
 
@@ -354,7 +353,7 @@ def save_progress(folder: Path, progress: Progress, parts: Parts | None = None) 
 def load_progress(folder: Path) -> Progress:
     """Read the progress of the run in ``folder`` from its last.pt.
 
-    Raises ``UserError`` when it isn't there, is damaged or doesn't hold a run's progress.
+    Raises ``OSError``, and ``UserError`` when it is damaged or doesn't hold a run's progress.
     """
     path = folder / "last.pt"
     content = read_checkpoint(path)
@@ -375,7 +374,8 @@ def restore(folder: Path, progress: Progress, parts: Parts) -> None:
     try:
         for name, part in vars(parts).items():
             if part is not None:
-                assert part.state_dict().keys() == states[name].keys(), f"another {name}"
+                if part.state_dict().keys() != states[name].keys():
+                    raise ValueError(f"another {name}")
                 part.load_state_dict(states[name])
     except Exception as error:  # a last.pt of another version can fail to fit in any way
         reason = str(error).partition("\n")[0] or type(error).__name__

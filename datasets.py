@@ -98,8 +98,10 @@ def load_torchvision(name: str, data_path: str, train: bool) -> tuple[Images, tu
     try:
         found = kind(data_path, train=train, download=True)
         images, labels, classes = found.data, found.targets, tuple(found.classes)
-        assert images.shape == (len(labels), SIDE, SIDE), f"images of the shape {tuple(images.shape)}"
-        assert labels.min() >= 0 and labels.max() < len(classes), "a label that is no class"
+        if images.shape != (len(labels), SIDE, SIDE):
+            raise ValueError(f"images of the shape {tuple(images.shape)}")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise ValueError("a label that is no class")
     except Exception as error:  # torchvision's readers and urllib have no common error
         if isinstance(error, OSError) and error.filename is not None:
             raise

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
@@ -98,21 +98,25 @@ def train(
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
     loss_sum, correct = torch.zeros(2, device=device)
-    states = [net.state_dict().values() if net else () for net in (ema, model)]
-    averaged, current = ([value for value in state if value.is_floating_point()] for state in states)
+    averaged, current = (  # without batch norm's counters, which are integers
+        [value for value in net.state_dict().values() if value.is_floating_point()]
+        for net in (ema or model, model)
+    )
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in zip(range(steps), train_loader, strict=False):
             data, target = data.to(device), target.to(device)
             optimizer.zero_grad(set_to_none=True)
             log_probs = model(data)
+            # nll_loss can't smooth labels; cross_entropy's log-softmax leaves log-probabilities as they are.
             loss = F.cross_entropy(log_probs, target, label_smoothing=label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if scheduler is not None:
                 advance(scheduler)
             if ema is not None:
-                update_average(averaged, current, ema_decay, (epoch - 1) * steps + batch_id)
+                done = (epoch - 1) * steps + batch_id  # at first, less is kept: TensorFlow's warm-up
+                torch._foreach_lerp_(averaged, current, 1 - min(ema_decay, (1 + done) / (10 + done)))
             loss_sum += F.nll_loss(log_probs.detach(), target, reduction="sum")
             correct += (log_probs.argmax(dim=1) == target).sum()
             processed += len(target)
@@ -125,13 +129,3 @@ def train(
                     raise UserError(f"{reason}: try a lower --max-lr")
             bar.update()
     return loss_sum.item() / processed, accuracy
-
-
-def update_average(averaged: list[Tensor], current: list[Tensor], decay: float, step: int) -> None:
-    """Let the tensors ``averaged`` follow ``current``, all float, ``step`` steps having gone before.
-
-    They keep (1 + step) / (10 + step) of themselves, if that is less than ``decay``: so they forget the
-    untrained weights within an epoch (the warm-up of TensorFlow's ``ExponentialMovingAverage``).
-    """
-    keep = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(averaged, current, 1 - keep)  # one operation for all of them

@@ -6,11 +6,13 @@ The peers are the original's settings through the pipeline that most scripts hav
 tuomaso/train_mnist_fast's, of 215,722 parameters, by schedules of one, two, four and eight epochs.
 """
 
+import argparse
 import contextlib
 import csv
 import io
-import itertools
+import json
 import os
+import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -24,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from config import RECIPES, Config, Options, Parser, end_in_one_line, select_device
+from config import RECIPES, Config, Options, Parser, UserError, end_in_one_line, select_device
 
 CONVENTIONAL, LARGE = "original, conventional", "large network"
 NAMES = [*RECIPES, CONVENTIONAL, *(f"{LARGE}, {epochs} epochs" for epochs in (1, 2, 4, 8))]
@@ -35,21 +37,23 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for table and picture")
     parser.add_argument("--device", default="auto", help="as of main.py (default: %(default)s)")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
     if arguments.seeds < 1:
         parser.error("argument --seeds: must be at least 1")
 
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 import main as experiment
 from benchmarks.pipeline import conventional_loaders, conventional_network, conventional_steps
-from checkpoint import replace_file, versions
+from benchmarks.summary import plot_by_seconds
+from checkpoint import locked, replace_file, versions
 from test import test
 from train import advance, make_optimizer, to_device, train
 from utils import DeviceLoader, get_loaders
 
+Row = dict[str, str]
 Curve = list[tuple[float, float]]  # after each epoch: seconds, evaluations included, and test accuracy in %
 
 
@@ -74,6 +78,7 @@ def run_conventional(config: Config, device: torch.device) -> Curve:
     torch.manual_seed(config.seed)
     model, steps = conventional_network(device), len(train_loader)
     optimizer, scheduler = make_optimizer(model, total_steps=config.epochs * steps)
+    optimizer.param_groups[0]["fused"] = False  # as SGD is by default
 
     def do_epoch(epoch: int) -> float:
         conventional_steps(model, device, optimizer, train_loader)
@@ -120,57 +125,65 @@ def run(name: str, seed: int, device: torch.device) -> Curve:
         return runner(config, device)
 
 
-def draw(curves: dict[str, dict[int, Curve]], path: Path) -> None:
-    """Draw the mean of each one's ``curves`` to ``path``, a PNG, its end marked."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for name, runs in curves.items():
-        seconds, accuracies = (
-            [mean(point[i] for point in points) for points in zip(*runs.values(), strict=True)]
-            for i in (0, 1)
-        )
-        line = axes.plot(seconds, accuracies, linewidth=1, label=name)[0]
-        axes.plot(seconds[-1], accuracies[-1], "o", color=line.get_color())
-    axes.set(xlabel="seconds of training, with evaluation", ylabel="test accuracy, %", xscale="log")
-    axes.set_ylim(98.4, 99.7)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
+def run_apart(name: str, seed: int, args: Namespace) -> Curve:
+    """Do ``run`` in a process of its own, as this project's way tells its process how to keep memory."""
+    command = [sys.executable, __file__, f"--device={args.device}", f"--output-dir={args.output_dir}"]
+    done = subprocess.run([*command, "--child", name, str(seed)], stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise UserError(f"{name} failed with seed {seed}: its reason is above")
+    return [(seconds, accuracy) for seconds, accuracy in json.loads(done.stdout)]
+
+
+def read(path: Path, seeds: int) -> dict[tuple[str, int], Row]:
+    """Read the rows of a comparison that was stopped, by name and seed."""
+    with contextlib.suppress(FileNotFoundError), open(path, newline="") as file:
+        rows = {(row["name"], int(row["seed"])): row for row in csv.DictReader(file)}
+        return {key: row for key, row in rows.items() if key[0] in NAMES and key[1] <= seeds}
+    return {}
 
 
 def main(args: Namespace) -> None:
     """Carry out the command line. Raises ``UserError``, ``OSError`` and ``KeyboardInterrupt``."""
     device = select_device(args.device)
+    if args.child:
+        name, seed = args.child
+        print(json.dumps(run(name, int(seed), device)))
+        return
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
+    about = versions() | {"device": f"{device}, {machine}", "threads": str(torch.get_num_threads())}
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "peers.csv"
-    curves: dict[str, dict[int, Curve]] = {name: {} for name in NAMES}
-    if path.exists():  # of a comparison that was stopped
-        with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                lists = (map(float, row[column].split()) for column in ("seconds", "test_accuracy"))
-                curves[row["name"]][int(row["seed"])] = list(zip(*lists, strict=True))
-    for seed in range(1, args.seeds + 1):
-        for name in NAMES[:: 1 if seed % 2 else -1]:  # in turn, so that a slow hour is nobody's own
-            if seed in curves[name]:
-                continue
-            curves[name][seed] = curve = run(name, seed, device)
-            print(f"seed {seed}, {name}: {curve[-1][1]:.2f} % after {curve[-1][0]:.0f} s", flush=True)
-            writer = csv.writer(text := io.StringIO(), lineterminator="\n")
-            writer.writerow(["name", "seed", "seconds", "test_accuracy"])  # after each epoch
-            for each, number in itertools.product(curves, range(1, args.seeds + 1)):
-                if number in curves[each]:
-                    seconds, accuracies = zip(*curves[each][number], strict=True)
-                    points = " ".join(f"{s:.2f}" for s in seconds), " ".join(f"{a:g}" for a in accuracies)
-                    writer.writerow([each, number, *points])
-            replace_file(path, text.getvalue().encode())
-    where = versions() | {"device": f"{device}, {torch.get_num_threads()} of {os.cpu_count()} cores"}
-    print(f"\n{', '.join(f'{key} {value}' for key, value in where.items())}; seeds 1 to {args.seeds}\n")
-    print("| | test accuracy at the end, mean ± sd, % | seconds, mean |\n| --- | --- | --- |")
+    with locked(args.output_dir):
+        rows = read(path, args.seeds)
+        for seed in range(1, args.seeds + 1):
+            for name in NAMES[:: 1 if seed % 2 else -1]:  # in turn, so that a slow hour is nobody's own
+                if (name, seed) in rows:
+                    continue
+                try:
+                    curve = run_apart(name, seed, args)
+                except KeyboardInterrupt as stop:
+                    raise type(stop)("the same command goes on from here") from None
+                print(f"seed {seed}, {name}: {curve[-1][1]:.2f} % after {curve[-1][0]:.0f} s", flush=True)
+                columns = ([f"{value:.2f}" for value in column] for column in zip(*curve, strict=True))
+                seconds, accuracies = map(" ".join, columns)  # by epoch
+                made = {"name": name, "seed": str(seed), "seconds": seconds, "accuracy_by_epoch": accuracies}
+                rows[name, seed] = made | about
+                writer = csv.DictWriter(text := io.StringIO(), rows[name, seed], lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows[key] for key in sorted(rows))
+                replace_file(path, text.getvalue().encode())
+    curves: dict[str, list[Curve]] = {name: [] for name in NAMES}
+    for name, row in ((row["name"], row) for row in rows.values()):
+        points = (map(float, row[column].split()) for column in ("seconds", "accuracy_by_epoch"))
+        curves[name].append(list(zip(*points, strict=True)))
+    for where in sorted({", ".join(f"{key} {row[key]}" for key in about) for row in rows.values()}):
+        print(f"\n{where}; seeds 1 to {args.seeds}")
+    print("\n| | test accuracy at the end, mean ± sd, % | seconds, mean |\n| --- | --- | --- |")
     for name, runs in curves.items():
-        ends = [curve[-1][1] for curve in runs.values()]
+        ends = [curve[-1][1] for curve in runs]
         spread = f" ± {stdev(ends):.3f}" if len(ends) > 1 else ""
-        print(f"| {name} | {mean(ends):.3f}{spread} | {mean(curve[-1][0] for curve in runs.values()):.0f} |")
-    draw(curves, args.output_dir / "peers.png")
+        print(f"| {name} | {mean(ends):.3f}{spread} | {mean(curve[-1][0] for curve in runs):.0f} |")
+    plot_by_seconds(curves, args.output_dir / "peers.png")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from config import Parser, end_in_one_line, select_device
+from config import Parser, UserError, end_in_one_line, select_device
 
 BATCH = 128
 TRAIN_BATCHES, TEST_IMAGES = 469, 10_000  # in a whole epoch
@@ -66,15 +66,16 @@ def conventional_loaders(device: Any, workers: int, images: int = TEST_IMAGES) -
 
 
 def conventional_network(device: Any) -> Any:
-    """Return the original's network, of PyTorch's layers alone."""
+    """Return the original's network, of PyTorch's own layers."""
     import torch
 
     from model import Net
 
     model = Net().to(device)
-    for name, module in list(model.named_children()):  # model.py's own draws fewer random numbers
+    for name, module in list(model.named_children()):  # model.py has faster ones
         if isinstance(module, torch.nn.Dropout):
             setattr(model, name, torch.nn.Dropout(module.p))
+    model.bn1 = torch.nn.BatchNorm2d(10).to(device)  # type: ignore[assignment]
     return model
 
 
@@ -158,7 +159,8 @@ def serve(parts: Parts, device: Any) -> None:
 
     for line in sys.stdin:
         start = time.perf_counter()
-        parts[line.strip()]()
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+            parts[line.strip()]()
         if device.type == "cuda":
             torch.cuda.synchronize()
         print(time.perf_counter() - start, flush=True)
@@ -168,14 +170,16 @@ def serve(parts: Parts, device: Any) -> None:
 
 def take_turns(commands: dict[str, list[str]], turns: int) -> tuple[Seconds, dict[str, int]]:
     """Let processes of ``commands`` do their parts in turns; return a value a turn, and their peak memory."""
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     children: dict[str, Any] = {n: subprocess.Popen(c, text=True, **pipes) for n, c in commands.items()}
     seconds: Seconds = {part: {name: [] for name in commands} for part in PARTS}
     for turn in range(turns + 1):  # the first warms up
         for part, name in itertools.product(PARTS, list(commands)[:: 1 if turn % 2 else -1]):
             print(part, file=children[name].stdin, flush=True)
-            taken = float(children[name].stdout.readline())
-            seconds[part][name] += [taken] if turn else []
+            taken = children[name].stdout.readline()
+            if not taken:
+                raise UserError(f"the pipeline {name} ended by itself: its reason is above")
+            seconds[part][name] += [float(taken)] if turn else []
     return seconds, {name: int(process.communicate()[0]) for name, process in children.items()}
 
 
@@ -232,4 +236,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto", help="as of main.py (default: %(default)s)")
     parser.add_argument("--output", help="write the results to this file too, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    main(parser.parse_args())
+    arguments = parser.parse_args()
+    if arguments.turns < 1 or (arguments.batches or 1) < 1:
+        parser.error("argument --turns, --batches: must be at least 1")
+    main(arguments)

@@ -74,3 +74,18 @@ def plot(rows: list[Row], target: float, path: Path) -> None:
     axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(target - 1, target + 0.3))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
+
+
+def plot_by_seconds(curves: dict[str, list[list[tuple[float, float]]]], path: Path) -> None:
+    """Draw to ``path``, a PNG, the mean of each one's ``curves``: seconds and accuracy after each epoch."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, runs in curves.items():
+        points = [[mean(column) for column in zip(*epoch, strict=True)] for epoch in zip(*runs, strict=True)]
+        (line,) = axes.plot(*zip(*points, strict=True), linewidth=1, label=name)
+        axes.plot(*points[-1], "o", color=line.get_color())  # the end of the schedule
+    axes.set(xlabel="seconds of training, with evaluation", ylabel="test accuracy, %", xscale="log")
+    axes.set_ylim(98.4, 99.7)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)

@@ -36,7 +36,9 @@ SETTINGS = sorted(vars(ORIGINAL).keys() - {"seed", "early_stopping", "target_acc
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[Namespace, dict[Config, str]]:
     """Return the sweep's own options, and the settings to run, each with its flags in the grid."""
-    parser = Parser("sweep.py", "Train with seeds 1 to N. Takes --device and the settings of main.py too.")
+    parser = Parser(
+        "sweep.py", "Train with seeds 1 to N. Takes --device, --data-path and the settings of main.py too."
+    )
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for tables and runs")
     parser.add_argument(
@@ -163,9 +165,8 @@ def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row
 
         from benchmarks.sweep import train_run  # under the name by which a worker can import it
 
-        with socket.create_server(
-            ("127.0.0.1", 0)
-        ) as server:  # where connecting fails, Ray tries for minutes
+        # Where connecting fails, Ray tries for minutes.
+        with socket.create_server(("127.0.0.1", 0)) as server:
             host, port = args.address.rsplit(":", 1) if args.address else server.getsockname()
             socket.create_connection((host, int(port)), timeout=10).close()
         if not args.address:

@@ -27,9 +27,8 @@ class Layer:
     weight: Tensor  # (outputs, inputs, k, k)
     bias: Tensor  # (outputs,)
     relu: bool
-    norm: tuple[
-        Tensor, ...
-    ] = ()  # batch norm: for each channel a factor, and then a summand; () where it has none
+    # Batch norm: for each channel a factor, and then a summand; () where it has none.
+    norm: tuple[Tensor, ...] = ()
     pool: bool = False  # whether the maximum of each 2×2 activations is taken
 
 

@@ -134,9 +134,9 @@ def test_a_checkpoint_never_runs_code(
 
 def test_a_run_of_an_earlier_version_is_refused_in_one_line_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_bytes(saved({"model": {"layers.0.0.weight": torch.zeros(1)}, "epoch": 1}))
-    assert "earlier version" in refused(tmp_path / "best.pt")
+    assert "not written by this version" in refused(tmp_path / "best.pt")
     (tmp_path / "last.pt").write_bytes(saved({"settings": {"recipe": "reliable"}, "epoch": 1, "rows": []}))
-    with pytest.raises(UserError, match="earlier version"):
+    with pytest.raises(UserError, match="not written by this version"):
         load_progress(tmp_path)
 
 

@@ -30,6 +30,8 @@ REFUSED = [  # flags; what the message says of them
     (["--dataset", "cifar"], "argument --dataset: must be one of mnist, fashion-mnist, kmnist, folder, not"),
     (["--dataset", "folder"], "argument --dataset: folder needs --data-path"),
     (["--resume", "runs/x", "--output-dir", "runs/y"], "argument --output-dir: not allowed with"),
+    (["--test-only", "--resume", "runs/x"], "argument --resume: not allowed with argument --test-only"),
+    (["--test-only", "--epochs", "3"], "argument --epochs: not allowed with argument --test-only"),
     (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
     (["extra"], "unrecognized arguments: extra"),
 ]

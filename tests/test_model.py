@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from main import print_summary
-from model import BatchNorm2d, Dropout, Net, NormalizeRows, draw_positions
+from model import BatchNorm2d, Dropout, Net, NormalizeChannels, draw_positions
 
 LAYERS = [  # name in the original's table, output shape, parameters
     *[("Conv2d", (10, 28, 28), 100), ("BatchNorm2d", (10, 28, 28), 20), ("Dropout", (10, 28, 28), 0)],
@@ -140,7 +140,7 @@ def test_batch_norm_is_that_of_torch_in_float64(dtype: torch.dtype, tolerance: f
         outputs = ours(inputs[0]), theirs(inputs[1])
         for out in outputs:
             out.backward(grad.to(out.dtype))
-        assert type(outputs[0].grad_fn).__name__ == f"{NormalizeRows.__name__}Backward"
+        assert type(outputs[0].grad_fn).__name__ == f"{NormalizeChannels.__name__}Backward"
         assert outputs[0].is_contiguous(memory_format=torch.channels_last)
         pairs = [outputs, (inputs[0].grad, inputs[1].grad)]
         pairs += [(p.grad, q.grad) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True)]

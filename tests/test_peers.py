@@ -56,24 +56,43 @@ def test_a_comparison_goes_on_where_it_was_stopped(
 ) -> None:
     calls: list[tuple[str, int]] = []
 
-    def run(name: str, seed: int, device: torch.device) -> peers.Curve:
+    def run(name: str, seed: int, args: Namespace) -> peers.Curve:
         calls.append((name, seed))
         if len(calls) == 12:
             raise KeyboardInterrupt
         return [(1.5, 98.0), (3.25, 99.0 + seed / 10)]
 
-    monkeypatch.setattr(peers, "run", run)
-    args = Namespace(device="cpu", seeds=2, output_dir=tmp_path)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(peers, "run_apart", run)
+    args = Namespace(device="cpu", seeds=2, output_dir=tmp_path, child=None)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
         peers.main(args)
     peers.main(args)
     assert sorted({*calls}) == sorted((name, seed) for name in peers.NAMES for seed in (1, 2))
     assert len(calls) == 2 * len(peers.NAMES) + 1
     rows = list(csv.DictReader((tmp_path / "peers.csv").open()))
     assert len(rows) == 2 * len(peers.NAMES) and {row["seconds"] for row in rows} == {"1.50 3.25"}
+    assert {row["torch"] for row in rows} == {torch.__version__}
     assert "| default | 99.150 ± 0.071 | 3 |" in capsys.readouterr().out
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
     assert set(RECIPES) < set(peers.NAMES)
+    peers.main(Namespace(device="cpu", seeds=1, output_dir=tmp_path, child=None))
+    assert "| default | 99.100 | 3 |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_each_run_has_a_process_of_its_own(tmp_path: Path) -> None:
+    """A real start, stopped once it trains: one line, and no process is left."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), f"--output-dir={tmp_path}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    stderr = process.stderr
+    assert stderr is not None
+    while (text := stderr.read(40)) and "Epoch=1" not in text:
+        pass
+    process.terminate()
+    rest = stderr.read()  # until the last process has closed it
+    assert process.wait() == 143
+    assert rest.endswith("peers.py: stopped by SIGTERM: the same command goes on from here\n")
+    assert "Traceback" not in rest
 
 
 def test_a_mistake_is_one_line() -> None:
