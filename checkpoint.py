@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -51,6 +51,11 @@ class EpochMetrics:
     eval_loss: float
     eval_accuracy: float
     seconds: float  # of training and evaluation
+
+    @property
+    def split_name(self) -> str:
+        """What was evaluated on, in words."""
+        return "test set" if self.split == "test" else "held-out images"
 
     def add_to(self, writer: "SummaryWriter") -> None:
         """Add this epoch to TensorBoard's curves."""
@@ -117,7 +122,7 @@ class Trained:
     def __str__(self) -> str:
         if self.metrics is None:
             return str(self.path)
-        name = "test set" if self.metrics.split == "test" else "held-out images"
+        name = self.metrics.split_name
         if self.dataset != MNIST:
             name += f" of {self.dataset.name}"
         return f"{self.path} (epoch {self.metrics.epoch}: {self.metrics.eval_accuracy:.2f}% on the {name})"
@@ -242,13 +247,13 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     replace_file(path, buffer.getvalue())
 
 
-def write_metrics(path: Path, rows: list[EpochMetrics]) -> None:
-    """Write a line an epoch to ``path``, whole or not at all."""
+def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write ``rows``, whose columns are those of the first, to ``path`` as CSV, whole or not at all."""
     text = io.StringIO(newline="")
     if rows:
-        writer = csv.DictWriter(text, asdict(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
         writer.writeheader()
-        writer.writerows(map(asdict, rows))
+        writer.writerows(rows)
     replace_file(path, text.getvalue().encode())
 
 
@@ -344,7 +349,7 @@ def save_best(folder: Path, progress: Progress, model: Net, row: EpochMetrics) -
 
 def save_progress(folder: Path, progress: Progress, parts: Parts | None = None) -> None:
     """Write metrics.csv and then last.pt, which holds ``progress`` and the states of ``parts``."""
-    write_metrics(folder / "metrics.csv", progress.metrics)
+    write_table(folder / "metrics.csv", [*map(asdict, progress.metrics)])
     named = {} if parts is None else vars(parts)
     states = {name: part.state_dict() for name, part in named.items() if part is not None}
     save_checkpoint(folder / "last.pt", asdict(progress) | states)
@@ -380,7 +385,7 @@ def restore(folder: Path, progress: Progress, parts: Parts) -> None:
     except Exception as error:  # a last.pt of another version can fail to fit in any way
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{folder / 'last.pt'} does not fit this version of the project: {reason}") from None
-    write_metrics(folder / "metrics.csv", progress.metrics)
+    write_table(folder / "metrics.csv", [*map(asdict, progress.metrics)])
 
 
 def tensorboard_writer(folder: Path, metrics: list[EpochMetrics]) -> "SummaryWriter":

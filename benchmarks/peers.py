@@ -48,7 +48,7 @@ from torch import nn
 import main as experiment
 from benchmarks.pipeline import conventional_loaders, conventional_network, conventional_steps
 from benchmarks.summary import plot_by_seconds
-from checkpoint import locked, replace_file, versions
+from checkpoint import locked, versions, write_table
 from test import test
 from train import advance, make_optimizer, to_device, train
 from utils import DeviceLoader, get_loaders
@@ -168,10 +168,7 @@ def main(args: Namespace) -> None:
                 seconds, accuracies = map(" ".join, columns)  # by epoch
                 made = {"name": name, "seed": str(seed), "seconds": seconds, "accuracy_by_epoch": accuracies}
                 rows[name, seed] = made | about
-                writer = csv.DictWriter(text := io.StringIO(), rows[name, seed], lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows[key] for key in sorted(rows))
-                replace_file(path, text.getvalue().encode())
+                write_table(path, [rows[key] for key in sorted(rows)])
     curves: dict[str, list[Curve]] = {name: [] for name in NAMES}
     for name, row in ((row["name"], row) for row in rows.values()):
         points = (map(float, row[column].split()) for column in ("seconds", "accuracy_by_epoch"))

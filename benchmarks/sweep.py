@@ -8,7 +8,6 @@ Every run goes to the end of its schedule, so that nobody chooses the accuracy t
 
 import contextlib
 import csv
-import io
 import itertools
 import logging
 import os
@@ -103,7 +102,7 @@ from tqdm import tqdm
 
 import main as experiment
 from benchmarks.summary import COLUMNS, Row, figures, markdown, plot
-from checkpoint import load_progress, load_trained, locked, replace_file, versions
+from checkpoint import load_progress, load_trained, locked, versions, write_table
 from test import test
 from utils import get_test_loader
 
@@ -220,10 +219,7 @@ def carry_out(runs: dict[Path, Config], args: Namespace, tables: dict[Path, dict
                 count += 1
                 table = tables[folder.parent]
                 table[int(row["seed"])] = row
-                writer = csv.DictWriter(text := io.StringIO(), COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(table[seed] for seed in sorted(table))
-                replace_file(Path(f"{folder.parent}.csv"), text.getvalue().encode())
+                write_table(Path(f"{folder.parent}.csv"), [table[seed] for seed in sorted(table)])
                 end = row["error"] or f"{row['last']} % at the end, best {row['best']} %"
                 done = f"{count} of {len(runs)} runs, {left:.0f} min left"
                 bar.write(f"{folder.parent.name} {folder.name}: {end} ({done})", file=out)

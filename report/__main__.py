@@ -33,11 +33,6 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).parent / "page.html"
 
 
-def split_name(row: EpochMetrics) -> str:
-    """Return what ``row`` was evaluated on, in words."""
-    return "test set" if row.split == "test" else "held-out images"
-
-
 def read_metrics(path: Path) -> list[EpochMetrics]:
     """Return the epochs in the metrics.csv at ``path``. Raises ``UserError`` if it isn't one, ``OSError``."""
     types = {entry.name: value_type(EpochMetrics, entry.name) for entry in fields(EpochMetrics)}
@@ -64,7 +59,7 @@ def lead(metrics: list[EpochMetrics], best: EpochMetrics, correct: int, total: i
         text += "the test images had no part in choosing the epoch. "
     if best == (last := metrics[-1]):
         return text + "It is also the last epoch.</p>"
-    text += f"The last epoch, {last.epoch}, has {last.eval_accuracy:.2f}% on the {split_name(last)}."
+    text += f"The last epoch, {last.epoch}, has {last.eval_accuracy:.2f}% on the {last.split_name}."
     return f"{text}</p>"
 
 
@@ -124,7 +119,7 @@ def write_report(trained: Trained, data_path: str) -> str:
     is_correct = predictions == labels
     counts, correct = scores.confusion_matrix(labels, predictions, len(classes)), int(is_correct.sum())
 
-    curves = figures.curves(metrics, best.epoch, split_name(best))
+    curves = figures.curves(metrics, best.epoch, best.split_name)
     filters = figures.filters(trained.model.conv1.weight.detach(), best.epoch)
     on_test_set = [
         figures.confusion_matrix(counts, classes),

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 import report.__main__ as command
-from checkpoint import EpochMetrics, Progress, save_best, write_metrics
+from checkpoint import EpochMetrics, Progress, save_best, write_table
 from config import DEFAULT, UserError
 from datasets import Dataset
 from model import Net
@@ -61,7 +61,7 @@ def make_run(folder: Path) -> Path:
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     metrics = make_metrics("test", 2)
-    write_metrics(folder / "metrics.csv", metrics)
+    write_table(folder / "metrics.csv", [*map(asdict, metrics)])
     save_best(folder, Progress(DEFAULT, "cpu", {"torch": "<b>&9.8.7"}), Net(), metrics[1])
     return folder
 
@@ -158,7 +158,7 @@ def test_the_page_of_another_data_set_has_its_classes_names(
 
     monkeypatch.setattr(command, "load_test", load_test)
     metrics, model = make_metrics("test", 2), Net(num_classes=2)
-    write_metrics(tmp_path / "metrics.csv", metrics)
+    write_table(tmp_path / "metrics.csv", [*map(asdict, metrics)])
     save_best(tmp_path, Progress(DEFAULT, "cpu", {}, dataset=dataset), model, metrics[1])
     command.main(str(tmp_path), "pictures")
     assert asked == [(dataset, "pictures")]
@@ -195,7 +195,7 @@ def test_the_test_images_had_no_part_in_choosing_a_holdout_runs_epoch() -> None:
 
 def test_the_caption_says_what_the_losses_are() -> None:
     row = EpochMetrics(1, 0.1, 0.5, 80.0, "holdout", 0.4, 90.0, 1.0)
-    caption = figures.curves([row], 1, command.split_name(row)).caption
+    caption = figures.curves([row], 1, row.split_name).caption
     assert "mean negative log-likelihood without label smoothing, so they can be compared" in caption
     assert "those of the held-out images are of the network after the epoch" in caption
 
@@ -231,7 +231,7 @@ def binary_metrics(folder: Path) -> None:
 
 def another_runs_metrics(folder: Path) -> None:
     rows = command.read_metrics(folder / "metrics.csv")
-    write_metrics(folder / "metrics.csv", [replace(row, train_loss=0.3) for row in rows])
+    write_table(folder / "metrics.csv", [asdict(replace(row, train_loss=0.3)) for row in rows])
 
 
 def bare_weights(folder: Path) -> None:
