@@ -3,7 +3,7 @@
     python benchmarks/peers.py --output-dir runs/peers
 
 The peers are the original's settings through the pipeline that most scripts have, and a network like
-tuomaso/train_mnist_fast's, of 215,722 parameters, by schedules of one, two, four and eight epochs.
+tuomaso/train_mnist_fast's, of 215,194 parameters, by schedules of one, two, four and eight epochs.
 """
 
 import argparse
