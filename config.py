@@ -150,7 +150,7 @@ DEFAULT = replace(
 FAST = replace(
     DEFAULT,
     recipe="fast",
-    epochs=8,
+    epochs=6,
     batch_size=64,
     lr=0.02,
     max_lr=0.2,
