@@ -64,16 +64,16 @@ def test_markdown_is_sorted_and_compares_with_the_first() -> None:
 
 def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
     flags = ["--output-dir", str(tmp_path), "--recipe", "fast", "--epochs", "3"]
-    _, configs = sweep.parse_args([*flags, "--grid", "max_lr=0.2,0.3,0.30 interpolation=bilinear,nearest"])
+    _, configs = sweep.parse_args([*flags, "--grid", "max_lr=0.25,0.3,0.30 interpolation=bilinear,nearest"])
     assert [(c.max_lr, c.interpolation) for c in configs] == [
-        *((0.2, "bilinear"), (0.2, "nearest"), (0.3, "bilinear"), (0.3, "nearest"))
+        *((0.25, "bilinear"), (0.25, "nearest"), (0.3, "bilinear"), (0.3, "nearest"))
     ]
     assert {(c.recipe, c.epochs, c.holdout, c.early_stopping) for c in configs} == {
         ("fast", 3, 10_000, False)
     }
-    assert list(configs.values())[1] == "--max-lr=0.2 --interpolation=nearest"
+    assert list(configs.values())[1] == "--max-lr=0.25 --interpolation=nearest"
     names = [sweep.name_of(config) for config in [*configs, DEFAULT, FAST]]
-    assert len(set(names)) == 6 and names[0] == "fast-epochs=3-holdout=10000-max_lr=0.2"
+    assert len(set(names)) == 6 and names[0] == "fast-epochs=3-holdout=10000-max_lr=0.25"
     _, (config,) = sweep.parse_args([*flags, "--grid", "dropout=0.1", "--holdout", "500"])
     assert config.holdout == 500
 
