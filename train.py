@@ -98,10 +98,8 @@ def train(
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
     loss_sum, correct = torch.zeros(2, device=device)
-    averaged, current = (  # without batch norm's counters, which are integers
-        [value for value in net.state_dict().values() if value.is_floating_point()]
-        for net in (ema or model, model)
-    )
+    nets = (ema or model, model)  # of their states, batch norm's counters, which are integers, stay behind
+    averaged, current = ([v for v in net.state_dict().values() if v.is_floating_point()] for net in nets)
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in zip(range(steps), train_loader, strict=False):
