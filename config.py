@@ -160,7 +160,8 @@ FAST = replace(
     early_stopping=False,
 )
 
-# The highest accuracy at the end on held-out images of what was tried (docs/results.md).
+# The longest schedule with the most distortion; three seeds don't tell yet whether it is the better for it
+# (docs/results.md).
 BEST = replace(
     DEFAULT,
     recipe="best",
