@@ -2,7 +2,6 @@
 
 import ctypes
 import sys
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,6 @@ from tqdm import tqdm
 from config import ORIGINAL, UserError
 from utils import Loader
 
-T = TypeVar("T", bound=nn.Module)
 BAR_INTERVAL = 25  # batches between two looks at the device, each of which waits for it
 
 
@@ -60,7 +58,7 @@ def advance(scheduler: OneCycleLR, steps: int = 1) -> None:
         scheduler.step()
 
 
-def to_device(model: T, device: torch.device) -> T:
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """Move ``model`` to ``device``, in place, laid out as is fastest there, and return it.
 
     On a CPU, glibc is told to keep the memory that it frees. By default it hands each large activation back
@@ -90,15 +88,15 @@ def train(
 ) -> tuple[float, float]:
     """Train ``model`` for an epoch behind a progress bar on stderr.
 
-    The loader yields images (N, 1, 28, 28), float32, and targets (N,), int64, in batches; ``limit_batches``
-    are used. A ``scheduler`` moves after each; ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016);
+    The loader yields images (N, 1, 28, 28), float32, and targets (N,), int64; ``limit_batches`` ends it early.
+    A ``scheduler`` moves after each batch; ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016);
     ``ema``, a copy of the network, follows it as a running average. Returns the images' mean loss, without
     smoothing, and accuracy in percent, as trained on. Raises ``UserError`` when a loss is NaN or infinite.
     """
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
     loss_sum, correct = torch.zeros(2, device=device)
-    nets = (ema or model, model)  # of their states, batch norm's counters, which are integers, stay behind
+    nets = (ema or model, model)
     averaged, current = ([v for v in net.state_dict().values() if v.is_floating_point()] for net in nets)
     processed = 0
     with tqdm(total=steps) as bar:
@@ -126,4 +124,7 @@ def train(
                     reason = f"the loss became {loss_sum.item()} in epoch {epoch}, by batch {batch_id}"
                     raise UserError(f"{reason}: try a lower --max-lr")
             bar.update()
+    for average, now in zip(*(net.buffers() for net in nets), strict=True):
+        if not now.is_floating_point():  # batch norm's counters, which are no averages
+            average.copy_(now)
     return loss_sum.item() / processed, accuracy

@@ -22,7 +22,7 @@ class Loader(Protocol):
 
 
 def normalize(images: Tensor, dataset: Dataset = MNIST) -> Tensor:
-    """Bring 0..255, uint8, or float32 in place, to float32 of mean 0 and deviation 1 over ``dataset``."""
+    """Bring pixels, uint8 or (then in place) float32, from 0..255 to mean 0, deviation 1 over ``dataset``."""
     return images.float().div_(255 * dataset.std).sub_(dataset.mean / dataset.std)
 
 

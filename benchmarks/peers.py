@@ -26,10 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from config import RECIPES, Config, Options, Parser, UserError, end_in_one_line, select_device
-
-CONVENTIONAL, LARGE = "original, conventional", "large network"
-NAMES = [*RECIPES, CONVENTIONAL, *(f"{LARGE}, {epochs} epochs" for epochs in (1, 2, 4, 8))]
+from config import ORIGINAL, RECIPES, Config, Options, Parser, UserError, end_in_one_line, select_device
 
 if __name__ == "__main__":
     end_in_one_line("peers.py")
@@ -115,14 +112,16 @@ def run_large(epochs: int, config: Config, device: torch.device) -> Curve:
     return run_epochs(epochs, do_epoch)
 
 
+PEERS: dict[str, Callable[[Config, torch.device], Curve]] = {"original, conventional": run_conventional}
+PEERS |= {f"large network, {epochs} epochs": partial(run_large, epochs) for epochs in (1, 2, 4, 8)}
+NAMES = [*RECIPES, *PEERS]
+
+
 def run(name: str, seed: int, device: torch.device) -> Curve:
     """Train the one called ``name``."""
-    config = replace(RECIPES.get(name, RECIPES["original"]), seed=seed, early_stopping=False)
-    runner = run_recipe if name in RECIPES else run_conventional
-    if name.startswith(LARGE):
-        runner = partial(run_large, int(name.split()[-2]))
+    config = replace(RECIPES.get(name, ORIGINAL), seed=seed, early_stopping=False)
     with contextlib.redirect_stdout(io.StringIO()):
-        return runner(config, device)
+        return PEERS.get(name, run_recipe)(config, device)
 
 
 def run_apart(name: str, seed: int, args: Namespace) -> Curve:
@@ -170,7 +169,7 @@ def main(args: Namespace) -> None:
                 rows[name, seed] = made | about
                 write_table(path, [rows[key] for key in sorted(rows)])
     curves: dict[str, list[Curve]] = {name: [] for name in NAMES}
-    for name, row in ((row["name"], row) for row in rows.values()):
+    for (name, _), row in rows.items():
         points = (map(float, row[column].split()) for column in ("seconds", "accuracy_by_epoch"))
         curves[name].append(list(zip(*points, strict=True)))
     for where in sorted({", ".join(f"{key} {row[key]}" for key in about) for row in rows.values()}):

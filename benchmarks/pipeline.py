@@ -35,32 +35,23 @@ Parts = dict[str, Callable[[], object]]
 Seconds = dict[str, dict[str, list[float]]]
 
 
-def torchvision_sets(augment: Any, normalize: Any) -> tuple[Any, Any]:
-    """Return torchvision's MNIST for training and for testing, of the clone's files, transformed so."""
+def conventional_loaders(device: Any, workers: int, images: int = TEST_IMAGES) -> tuple[Any, Any]:
+    """Return loaders of the training images and of the first test ``images``, as most scripts have them."""
+    from torch.utils.data import DataLoader, Subset
+    from torchvision import transforms
     from torchvision.datasets import MNIST
 
-    from datasets import SHA256, read_archive
+    from datasets import MEAN, SHA256, STD, read_archive
 
+    normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
+    augment = transforms.Compose([transforms.RandomRotation((-7.0, 7.0), fill=(0,)), normalize])
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
     with tempfile.TemporaryDirectory() as folder:  # torchvision reads the files once, here
         (raw := Path(folder, "MNIST", "raw")).mkdir(parents=True)
         for name in SHA256:
             (raw / name.removesuffix(".gz")).write_bytes(read_archive(name))
         train_set = MNIST(folder, train=True, transform=augment)
         test_set = MNIST(folder, train=False, transform=normalize)
-    return train_set, test_set
-
-
-def conventional_loaders(device: Any, workers: int, images: int = TEST_IMAGES) -> tuple[Any, Any]:
-    """Return loaders of the training images and of the first test ``images``, as most scripts have them."""
-    from torch.utils.data import DataLoader, Subset
-    from torchvision import transforms
-
-    from datasets import MEAN, STD
-
-    normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
-    augment = transforms.Compose([transforms.RandomRotation((-7.0, 7.0), fill=(0,)), normalize])
-    options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
-    train_set, test_set = torchvision_sets(augment, normalize)
     train_loader = DataLoader(train_set, BATCH, shuffle=True, **options)
     return train_loader, DataLoader(Subset(test_set, range(images)), 1000, **options)
 

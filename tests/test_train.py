@@ -95,6 +95,7 @@ def test_running_average_by_hand(train_set: Set) -> None:
     for name in names:
         torch.testing.assert_close(averaged[name].double(), expected[name], rtol=1e-4, atol=1e-6)
     assert not torch.equal(averaged[names[0]], model.state_dict()[names[0]])
+    assert averaged["bn1.num_batches_tracked"] == 12
 
 
 @pytest.mark.parametrize("batch", [0, 31])
