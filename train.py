@@ -88,7 +88,7 @@ def train(
 ) -> tuple[float, float]:
     """Train ``model`` for an epoch behind a progress bar on stderr.
 
-    The loader yields images (N, 1, 28, 28), float32, and targets (N,), int64; ``limit_batches`` ends it early.
+    The loader yields images (N, 1, 28, 28), float32, and targets (N,), int64; ``limit_batches`` ends early.
     A ``scheduler`` moves after each batch; ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016);
     ``ema``, a copy of the network, follows it as a running average. Returns the images' mean loss, without
     smoothing, and accuracy in percent, as trained on. Raises ``UserError`` when a loss is NaN or infinite.
