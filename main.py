@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 
 import checkpoint
-from checkpoint import EpochMetrics, Parts, Progress, load_trained
+from checkpoint import EpochMetrics, Parts, Progress
 from model import Net
 from test import test
 from train import advance, make_optimizer, to_device, train
+from trained import load_trained
 from utils import Loaders, epoch_seed, get_loaders, get_test_loader
 
 

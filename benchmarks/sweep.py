@@ -102,8 +102,9 @@ from tqdm import tqdm
 
 import main as experiment
 from benchmarks.summary import COLUMNS, Row, figures, markdown, plot
-from checkpoint import load_progress, load_trained, locked, versions, write_table
+from checkpoint import load_progress, locked, versions, write_table
 from test import test
+from trained import load_trained
 from utils import get_test_loader
 
 

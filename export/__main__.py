@@ -44,11 +44,12 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from checkpoint import Trained, load_trained, replace_file
+from checkpoint import replace_file
 from config import UserError
 from datasets import MNIST, load_test
 from export import c_code, c_int8, onnx_file, web
 from export.network import Predictor
+from trained import Trained, load_trained
 
 ROUNDING = 1e-4  # in log-probabilities: ten times what another order of float32 sums was seen to change
 INT8_LOSS = 0.001  # of the test images, though at least one of them, that 8-bit weights may cost

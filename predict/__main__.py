@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from checkpoint import Trained, load_trained
 from datasets import MNIST, Dataset
 from predict.preprocess import preprocess_file
+from trained import Trained, load_trained
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from checkpoint import EpochMetrics, Trained, load_trained, replace_file
+from checkpoint import EpochMetrics, replace_file
 from datasets import MNIST, load_test
 from report import scores
+from trained import Trained, load_trained
 
 if TYPE_CHECKING:
     from report.figures import Plot  # which needs matplotlib

@@ -15,12 +15,13 @@ import torch
 from exported import noise
 from PIL import Image
 
-from checkpoint import EpochMetrics, Progress, load_trained, save_best
+from checkpoint import EpochMetrics, Progress, save_best
 from config import ORIGINAL, UsageError, UserError
 from datasets import load_mnist, load_train
 from export import __main__ as command
 from export import c_code, c_int8, onnx_file
 from model import BatchNorm2d, Net
+from trained import load_trained
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights" / "best.pt"

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 import main
-from checkpoint import load_progress, load_trained, locked, newest_trained
+from checkpoint import load_progress, locked
 from config import UsageError, UserError, parse_args, select_device
 from datasets import MEAN, STD
 from model import Net
 from train import train
+from trained import load_trained, newest_trained
 
 SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
 Capture = pytest.CaptureFixture[str]

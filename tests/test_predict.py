@@ -18,10 +18,11 @@ from PIL import Image
 from torchvision import transforms
 
 import predict.__main__ as command
-from checkpoint import Trained, load_trained, newest_trained, save_checkpoint
+from checkpoint import save_checkpoint
 from config import UserError
 from datasets import MNIST, Dataset, load_mnist
 from model import Net
+from trained import Trained, load_trained, newest_trained
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = str(ROOT / "weights" / "best.pt")
