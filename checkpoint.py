@@ -81,12 +81,12 @@ class Progress:
 
     @property
     def best_accuracy(self) -> float:
-        """The highest accuracy in evaluation so far, in percent."""
-        return max((row.eval_accuracy for row in self.metrics), default=0.0)
+        """The highest accuracy in evaluation so far, in percent; -1 before the first, which may have 0."""
+        return max((row.eval_accuracy for row in self.metrics), default=-1.0)
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainingState:
     """What changes while a run trains."""
 
     model: Net
@@ -140,11 +140,13 @@ def open_run(
                     raise UsageError(
                         f"argument {flag(name)}: the run has {stored}, not {given}; leave it out"
                     )
+            progress.versions = versions()
             progress.device = progress.device if options.device == "auto" else str(device)
         try:
             yield folder, progress
         except KeyboardInterrupt as stop:
-            done = f"saved up to epoch {progress.epoch}" if progress.epoch else "no epoch was complete"
+            epoch = load_progress(folder).epoch  # progress may be ahead of it
+            done = f"saved up to epoch {epoch}" if epoch else "no epoch was complete"
             again = f"python main.py --resume {shlex.quote(str(folder))}"
             again += f" --data-path {shlex.quote(options.data_path)}" if "data_path" in options.given else ""
             raise type(stop)(f"{done}; to go on: {again}") from None
@@ -276,10 +278,10 @@ def save_best(folder: Path, progress: Progress, model: Net, row: EpochMetrics) -
     save_checkpoint(folder / "best.pt", about | {"model": model.state_dict()})
 
 
-def save_progress(folder: Path, progress: Progress, parts: Parts | None = None) -> None:
-    """Write metrics.csv and then last.pt, which holds ``progress`` and the states of ``parts``."""
+def save_progress(folder: Path, progress: Progress, state: TrainingState | None = None) -> None:
+    """Write metrics.csv and then last.pt, which holds ``progress`` and the states of ``state``."""
     write_table(folder / "metrics.csv", [*map(asdict, progress.metrics)])
-    named = {} if parts is None else vars(parts)
+    named = {} if state is None else vars(state)
     states = {name: part.state_dict() for name, part in named.items() if part is not None}
     save_checkpoint(folder / "last.pt", asdict(progress) | states)
 
@@ -299,14 +301,14 @@ def load_progress(folder: Path) -> Progress:
     return build(path, Progress, values)
 
 
-def restore(folder: Path, progress: Progress, parts: Parts) -> None:
-    """Bring ``parts`` and metrics.csv to what last.pt in ``folder`` holds.
+def restore(folder: Path, progress: Progress, state: TrainingState) -> None:
+    """Bring ``state`` and metrics.csv to what last.pt in ``folder`` holds.
 
     Raises ``UserError`` where it doesn't fit, and ``OSError``.
     """
     states = read_checkpoint(folder / "last.pt")
     try:
-        for name, part in vars(parts).items():
+        for name, part in vars(state).items():
             if part is not None:
                 if part.state_dict().keys() != states[name].keys():
                     raise ValueError(f"another {name}")
@@ -318,14 +320,9 @@ def restore(folder: Path, progress: Progress, parts: Parts) -> None:
 
 
 def tensorboard_writer(folder: Path, metrics: list[EpochMetrics]) -> "SummaryWriter":
-    """Open TensorBoard's curves in ``folder`` with the epochs so far, in place of what was written before.
+    """Open TensorBoard's curves in ``folder`` with the epochs so far, in place of what was written before."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    Raises ``UsageError``, saying how to get it, when the package tensorboard can't be imported.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError(f"argument --tensorboard: pip install tensorboard ({error})") from None
     writer = SummaryWriter(folder, purge_step=0)
     for row in metrics:
         row.add_to(writer)

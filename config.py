@@ -4,6 +4,7 @@ Imports nothing heavy, so that ``--help`` and mistakes answer at once.
 """
 
 import argparse
+import importlib.util
 import os
 import signal
 import sys
@@ -39,7 +40,9 @@ def setting(default: Any, text: str, low: float = 0, high: float = 0, choices: S
 
 @dataclass(frozen=True)
 class Config:
-    """What determines a run's result. The defaults are those of the published notebook, number by number.
+    """What determines a run's result.
+
+    The defaults here are the published notebook's, number by number; those of the command line are DEFAULT's.
 
     Raises ``UsageError`` where a value is not of its type or out of its range.
     """
@@ -121,13 +124,13 @@ def check(name: str, value: object) -> None:
     if (value is None and entry.default is None) or (kind is bool and isinstance(value, bool)):
         return
     if kind is str:
-        problem = value not in entry.metadata["choices"] and f"one of {', '.join(entry.metadata['choices'])}"
+        good, wanted = value in entry.metadata["choices"], f"one of {', '.join(entry.metadata['choices'])}"
     elif isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
-        problem = f"of type {kind.__name__}"
+        good, wanted = False, f"of type {kind.__name__}"
     else:
-        problem = not low <= value <= high and f"from {low:,} to {high:,}"  # NaN is not in between
-    if problem:
-        raise UsageError(f"argument {flag(name)}: must be {problem}, not {value!r}")
+        good, wanted = low <= value <= high, f"from {low:,} to {high:,}"  # NaN is not in between
+    if not good:
+        raise UsageError(f"argument {flag(name)}: must be {wanted}, not {value!r}")
 
 
 ORIGINAL = Config()
@@ -182,7 +185,7 @@ RECIPES = {config.recipe: config for config in (DEFAULT, BEST, FAST, ORIGINAL)}
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out. Its result doesn't depend on these, so they may change when it is resumed."""
+    """How a run is carried out, which may change when it is resumed."""
 
     output_dir: str | None = setting(None, "new or empty folder for the run (default: a new one under runs/)")
     resume: str | None = setting(None, "folder of a run that was stopped, to go on with its settings")
@@ -246,6 +249,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
             parser.error(f"argument {flag(name)}: not allowed with argument {flag(because)}")
     if "weights" in given and "test_only" not in given:
         parser.error("argument --weights: only allowed with argument --test-only")
+    if "tensorboard" in given and importlib.util.find_spec("tensorboard") is None:
+        parser.error("argument --tensorboard: pip install tensorboard")
     if given.get("dataset") == "folder" and "data_path" not in given:
         parser.error("argument --dataset: folder needs --data-path, the folder of the pictures")
     options = {entry.name: given.pop(entry.name) for entry in fields(Options) if entry.name in given}
@@ -266,7 +271,7 @@ def select_device(name: str) -> "torch.device":
     try:
         torch.zeros(1, device=name).item()
         return torch.device(name)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: this torch was built without it
+    except (RuntimeError, AssertionError, ImportError) as error:  # as this torch was built without it
         reason = str(error).partition("\n")[0]
         raise UsageError(f"argument --device: {name} can't be used here: {reason}") from None
 

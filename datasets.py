@@ -125,6 +125,8 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     """
     root = Path(data_path)
     is_split = (root / "train").is_dir() and (root / "test").is_dir()
+    if not is_split and any(path.is_dir() for path in (root / "train").glob("*")):
+        raise UserError(f"--data-path {root}: classes lie in train, so test is needed beside it")
     folder = root / ("train" if train else "test") if is_split else root
     try:
         found = torchvision_datasets.ImageFolder(str(folder))

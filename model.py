@@ -20,7 +20,7 @@ class Net(nn.Module):
         super().__init__()
         #                                                     output     receptive field
         self.conv1 = nn.Conv2d(1, 10, 3, padding=1)  #        10×28×28    3
-        self.bn1 = BatchNorm2d(10)  # the one below
+        self.bn1 = BatchNorm2d(10)  # below: ten channels are slow in nn's
         self.dropout1 = Dropout(dropout)
         self.conv2 = nn.Conv2d(10, 16, 3, padding=1)  #       16×28×28    5
         self.bn2 = nn.BatchNorm2d(16)
@@ -82,8 +82,8 @@ def draw_positions(count: int, p: float) -> Tensor:
     Returns their indices, int64, in order.
     """
     expected, deviation = count * p, math.sqrt(count * p * (1 - p))
-    gaps = torch.empty(int(expected + 7 * deviation) + 8)  # one draw in 10^11 ends before count
-    gaps.uniform_().neg_().log1p_().mul_(1 / math.log1p(-p))
+    gaps = torch.empty(int(expected + 7 * deviation) + 8)  # less than one draw in 10^11 ends before count
+    gaps.uniform_().neg_().log1p_().mul_(1 / math.log1p(-p)).clamp_(max=count)
     positions = gaps.long().add_(1).cumsum_(0).sub_(1)
     return positions[: int(torch.searchsorted(positions, count))]
 

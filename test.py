@@ -28,7 +28,7 @@ def test(
         total += len(target)
     loss, correct = loss_sum.item() / total, int(correct_sum)
     accuracy = 100.0 * correct / total
-    print(f"\n{name}: Average loss: {loss:.4f}, Accuracy: {correct}/{total} ({accuracy:.2f}%)\n")
+    print(f"\n{name}: Average loss: {loss:.4f}, Accuracy: {correct}/{total} ({accuracy:.2f}%)\n", flush=True)
     return loss, accuracy
 
 

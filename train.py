@@ -10,44 +10,32 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from config import ORIGINAL, UserError
+from config import Config, UserError
 from utils import Loader
 
 BAR_INTERVAL = 25  # batches between two looks at the device, each of which waits for it
 
 
-def make_optimizer(
-    model: nn.Module,
-    *,
-    total_steps: int,
-    lr: float = ORIGINAL.lr,
-    max_lr: float = ORIGINAL.max_lr,
-    final_div_factor: float = ORIGINAL.final_div_factor,
-    pct_start: float = ORIGINAL.pct_start,
-    momentum: float | None = ORIGINAL.momentum,
-    base_momentum: float = ORIGINAL.base_momentum,
-    max_momentum: float = ORIGINAL.max_momentum,
-    weight_decay: float = ORIGINAL.weight_decay,
-) -> tuple[SGD, OneCycleLR]:
-    """Make SGD and its schedule over ``total_steps`` steps; ``config.Config`` says what the others are."""
+def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[SGD, OneCycleLR]:
+    """Make SGD and its schedule over ``total_steps`` steps."""
     optimizer = SGD(
         model.parameters(),
-        lr=lr,
-        momentum=max_momentum if momentum is None else momentum,
-        weight_decay=weight_decay,
+        lr=config.lr,
+        momentum=config.max_momentum if config.momentum is None else config.momentum,
+        weight_decay=config.weight_decay,
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
     scheduler = OneCycleLR(
         optimizer,
-        max_lr=max_lr,
+        max_lr=config.max_lr,
         total_steps=total_steps,
         # A warm-up of exactly one step would make OneCycleLR divide by zero.
-        pct_start=0.0 if pct_start * total_steps == 1 else pct_start,
-        div_factor=max_lr / lr,
-        final_div_factor=final_div_factor,
-        cycle_momentum=momentum is None,
-        base_momentum=base_momentum,
-        max_momentum=max_momentum,
+        pct_start=0.0 if config.pct_start * total_steps == 1 else config.pct_start,
+        div_factor=config.max_lr / config.lr,
+        final_div_factor=config.final_div_factor,
+        cycle_momentum=config.momentum is None,
+        base_momentum=config.base_momentum,
+        max_momentum=config.max_momentum,
     )
     return optimizer, scheduler
 
@@ -96,8 +84,9 @@ def train(
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
     loss_sum, correct = torch.zeros(2, device=device)
-    nets = (ema or model, model)
-    averaged, current = ([v for v in net.state_dict().values() if v.is_floating_point()] for net in nets)
+    if ema is not None:  # a state dict's tensors are the network's own, and what is done to them stays
+        states = ema.state_dict().values(), model.state_dict().values()
+        averaged, current = ([value for value in state if value.is_floating_point()] for state in states)
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in zip(range(steps), train_loader, strict=False):
@@ -124,7 +113,8 @@ def train(
                     reason = f"the loss became {loss_sum.item()} in epoch {epoch}, by batch {batch_id}"
                     raise UserError(f"{reason}: try a lower --max-lr")
             bar.update()
-    for average, now in zip(*(net.buffers() for net in nets), strict=True):
-        if not now.is_floating_point():  # batch norm's counters, which are no averages
-            average.copy_(now)
-    return loss_sum.item() / processed, accuracy
+    if ema is not None:
+        for average, now in zip(*states, strict=True):
+            if not now.is_floating_point():  # batch norm's counters, which are no averages
+                average.copy_(now)
+    return loss_sum.item() / processed, 100.0 * correct.item() / processed

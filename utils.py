@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import ORIGINAL, Options, UsageError
+from config import Config, Options, UsageError
 from datasets import MNIST, Dataset, load_test, load_train, split_holdout
 
 EVALUATION_BATCH = 250  # images at a time: large enough to be fast, small enough for a CPU's cache
@@ -114,47 +114,34 @@ class DeviceLoader:
 Loaders = tuple[DeviceLoader, DeviceLoader]  # for training and for evaluation
 
 
-def get_loaders(
-    device: torch.device,
-    *,
-    dataset: str = ORIGINAL.dataset,
-    data_path: str = Options.data_path,
-    batch_size: int = ORIGINAL.batch_size,
-    rotation: float = ORIGINAL.rotation,
-    interpolation: str = ORIGINAL.interpolation,
-    translation: float = ORIGINAL.translation,
-    scale: float = ORIGINAL.scale,
-    shear: float = ORIGINAL.shear,
-    seed: int = ORIGINAL.seed,
-    holdout: int = ORIGINAL.holdout,
-) -> Loaders:
-    """Put the data set named ``dataset`` on ``device`` and make the loaders for training and for evaluation.
+def get_loaders(config: Config, device: torch.device, data_path: str = Options.data_path) -> Loaders:
+    """Put the data set that ``config`` names on ``device`` and make the loaders for training and evaluation.
 
-    With ``holdout``, that many training images, always the same, are evaluated on instead of the test set.
-    ``data_path`` is where a data set lies, or is downloaded to, that isn't MNIST; ``seed`` determines order
-    and distortions in training. Raises ``UserError``, which says how to get what is missing, and ``OSError``.
+    With a ``config.holdout``, that many training images, always the same, stand in place of the test set.
+    ``data_path`` is where a data set lies, or is downloaded to, that isn't MNIST. Raises ``UserError``, which
+    says how to get what is missing, and ``OSError``.
     """
-    described, (images, labels) = load_train(dataset, data_path)
-    if holdout >= len(labels):
+    dataset, (images, labels) = load_train(config.dataset, data_path)
+    if config.holdout >= len(labels):
         raise UsageError(f"argument --holdout: must be less than the {len(labels):,} training images")
-    if holdout:
-        train_index, holdout_index = split_holdout(labels, holdout)
+    if config.holdout:
+        train_index, holdout_index = split_holdout(labels, config.holdout)
         held_out = images[holdout_index].to(device), labels[holdout_index].to(device)
-        test_loader = DeviceLoader(*held_out, EVALUATION_BATCH, dataset=described)
+        test_loader = DeviceLoader(*held_out, EVALUATION_BATCH, dataset=dataset)
         images, labels = images[train_index], labels[train_index]
     else:
-        test_loader = get_test_loader(described, data_path, device)
+        test_loader = get_test_loader(dataset, data_path, device)
     train_loader = DeviceLoader(
         images.to(device),
         labels.to(device),
-        batch_size,
-        dataset=described,
-        seed=seed,
-        rotation=rotation,
-        interpolation=interpolation,
-        translation=translation,
-        scale=scale,
-        shear=shear,
+        config.batch_size,
+        dataset=dataset,
+        seed=config.seed,
+        rotation=config.rotation,
+        interpolation=config.interpolation,
+        translation=config.translation,
+        scale=config.scale,
+        shear=config.shear,
     )
     return train_loader, test_loader
 

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from config import ORIGINAL, RECIPES, Config, Options, Parser, UserError, end_in_one_line, select_device
+from config import ORIGINAL, RECIPES, Config, Parser, UserError, end_in_one_line, select_device
 
 if __name__ == "__main__":
     end_in_one_line("peers.py")
@@ -62,10 +62,10 @@ def run_epochs(epochs: int, do_epoch: Callable[[int], float]) -> Curve:
 
 def run_recipe(config: Config, device: torch.device) -> Curve:
     """Train one of this project's recipes, as ``main.py`` does."""
-    loaders = experiment.make_loaders(config, Options.data_path, device)
-    parts = experiment.make_parts(config, device, len(loaders[0]), 10)
+    loaders = get_loaders(config, device)
+    state = experiment.make_state(config, device, len(loaders[0]), 10)
     return run_epochs(
-        config.epochs, lambda epoch: experiment.run_epoch(config, loaders, parts, epoch).eval_accuracy
+        config.epochs, lambda epoch: experiment.run_epoch(config, loaders, state, epoch).eval_accuracy
     )
 
 
@@ -74,7 +74,7 @@ def run_conventional(config: Config, device: torch.device) -> Curve:
     train_loader, test_loader = conventional_loaders(device, workers=1)
     torch.manual_seed(config.seed)
     model, steps = conventional_network(device), len(train_loader)
-    optimizer, scheduler = make_optimizer(model, total_steps=config.epochs * steps)
+    optimizer, scheduler = make_optimizer(model, config, config.epochs * steps)
     optimizer.param_groups[0]["fused"] = False  # as SGD is by default
 
     def do_epoch(epoch: int) -> float:
@@ -96,7 +96,7 @@ def large_network() -> nn.Sequential:
 
 def run_large(epochs: int, config: Config, device: torch.device) -> Curve:
     """Train ``large_network`` for so many ``epochs``, on batches that are always the same."""
-    full, test_loader = get_loaders(device)
+    full, test_loader = get_loaders(config, device)
     train_loader = DeviceLoader(full.images, full.labels, 256)
     torch.manual_seed(config.seed)
     model = to_device(large_network(), device)
@@ -133,11 +133,10 @@ def run_apart(name: str, seed: int, args: Namespace) -> Curve:
     return [(seconds, accuracy) for seconds, accuracy in json.loads(done.stdout)]
 
 
-def read(path: Path, seeds: int) -> dict[tuple[str, int], Row]:
+def read(path: Path) -> dict[tuple[str, int], Row]:
     """Read the rows of a comparison that was stopped, by name and seed."""
     with contextlib.suppress(FileNotFoundError), open(path, newline="") as file:
-        rows = {(row["name"], int(row["seed"])): row for row in csv.DictReader(file)}
-        return {key: row for key, row in rows.items() if key[0] in NAMES and key[1] <= seeds}
+        return {(row["name"], int(row["seed"])): row for row in csv.DictReader(file)}
     return {}
 
 
@@ -153,7 +152,7 @@ def main(args: Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "peers.csv"
     with locked(args.output_dir):
-        rows = read(path, args.seeds)
+        rows = read(path)
         for seed in range(1, args.seeds + 1):
             for name in NAMES[:: 1 if seed % 2 else -1]:  # in turn, so that a slow hour is nobody's own
                 if (name, seed) in rows:
@@ -164,11 +163,12 @@ def main(args: Namespace) -> None:
                     raise type(stop)("the same command goes on from here") from None
                 print(f"seed {seed}, {name}: {curve[-1][1]:.2f} % after {curve[-1][0]:.0f} s", flush=True)
                 columns = ([f"{value:.2f}" for value in column] for column in zip(*curve, strict=True))
-                seconds, accuracies = map(" ".join, columns)  # by epoch
-                made = {"name": name, "seed": str(seed), "seconds": seconds, "accuracy_by_epoch": accuracies}
+                times, accuracies = map(" ".join, columns)  # by epoch
+                made = {"name": name, "seed": str(seed), "seconds": times, "accuracy_by_epoch": accuracies}
                 rows[name, seed] = made | about
                 write_table(path, [rows[key] for key in sorted(rows)])
     curves: dict[str, list[Curve]] = {name: [] for name in NAMES}
+    rows = {(name, seed): row for (name, seed), row in rows.items() if name in NAMES and seed <= args.seeds}
     for (name, _), row in rows.items():
         points = (map(float, row[column].split()) for column in ("seconds", "accuracy_by_epoch"))
         curves[name].append(list(zip(*points, strict=True)))
@@ -178,7 +178,8 @@ def main(args: Namespace) -> None:
     for name, runs in curves.items():
         ends = [curve[-1][1] for curve in runs]
         spread = f" ± {stdev(ends):.3f}" if len(ends) > 1 else ""
-        print(f"| {name} | {mean(ends):.3f}{spread} | {mean(curve[-1][0] for curve in runs):.0f} |")
+        seconds = mean(curve[-1][0] for curve in runs)
+        print(f"| {name} | {mean(ends):.3f}{spread} | {seconds:.0f} |", flush=True)
     plot_by_seconds(curves, args.output_dir / "peers.png")
 
 

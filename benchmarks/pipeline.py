@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from config import Parser, UserError, end_in_one_line, select_device
+from config import ORIGINAL, Parser, UserError, end_in_one_line, select_device
 
-BATCH = 128
+BATCH = ORIGINAL.batch_size
 TRAIN_BATCHES, TEST_IMAGES = 469, 10_000  # in a whole epoch
 PARTS = ("data", "step", "epoch")
 Parts = dict[str, Callable[[], object]]
@@ -122,11 +122,11 @@ def ours(device: Any, batches: int, images: int) -> Parts:
     from train import make_optimizer, to_device, train
     from utils import get_loaders
 
-    train_loader, test_loader = get_loaders(device, batch_size=BATCH)
+    train_loader, test_loader = get_loaders(ORIGINAL, device)
     test_loader.images, test_loader.labels = test_loader.images[:images], test_loader.labels[:images]
     train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
     model = to_device(Net(), device)
-    optimizer, _ = make_optimizer(model, total_steps=TRAIN_BATCHES)
+    optimizer, _ = make_optimizer(model, ORIGINAL, TRAIN_BATCHES)
     fixed: Any = [next(train_batches)] * batches
 
     def data_part() -> None:
@@ -210,11 +210,12 @@ def main(args: argparse.Namespace) -> None:
     command = [sys.executable, __file__, f"--device={args.device}", f"--batches={args.batches}"]
     commands = {name: [*command, f"--child={name}"] for name in [*rivals, "ours"]}
     seconds, peaks = take_turns(commands, args.turns)
-    processor = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} cores"
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     where = versions() | {"processor": processor, "threads": torch.get_num_threads(), "turns": args.turns}
     print(", ".join(f"{key} {value}" for key, value in where.items()))
     result = where | report(seconds, rivals, args.batches) | {"peak_host_bytes": peaks}
-    print("peak host memory: " + ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks.items()))
+    memory = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks.items())
+    print(f"peak host memory: {memory}", flush=True)
     if args.output:
         replace_file(Path(args.output), (json.dumps(result, indent=2) + "\n").encode())
 
@@ -228,6 +229,6 @@ if __name__ == "__main__":
     parser.add_argument("--output", help="write the results to this file too, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.turns < 1 or (arguments.batches or 1) < 1:
+    if arguments.turns < 1 or (arguments.batches is not None and arguments.batches < 1):
         parser.error("argument --turns, --batches: must be at least 1")
     main(arguments)

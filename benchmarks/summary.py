@@ -40,7 +40,7 @@ def figures(
         "mean, %": f"{mean(values):.3f}",
         "standard deviation": f"{error * math.sqrt(len(values)):.3f}",
         "95 % interval (Student)": f"{mean(values) - half:.3f} to {mean(values) + half:.3f}",
-        f"p of a mean ≤ {target:g} (t-test)": f"{p:.2g}",
+        f"p of a mean <= {target:g} (t-test)": f"{p:.2g}",
         f"reached {target:g} % (Wilson)": f"{reached} of {len(rows)}, {low:.0%} to {high:.0%}",
         "median epoch": f"{median(numbers(rows, 'epoch_reached')):g}",
         "median seconds": f"{median(numbers(rows, 'seconds_to_target')):.1f}",

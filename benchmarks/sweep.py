@@ -86,10 +86,12 @@ def combinations(grid: str) -> Iterator[tuple[str, ...]]:
     return itertools.product(*axes.values())
 
 
-def name_of(config: Config) -> str:
+def name_of(config: Config, data_path: str) -> str:
     """Return the recipe and what differs from it, but for the seed: the name of the table and the folder."""
     recipe, settings = vars(RECIPES[config.recipe]), vars(config)
     changed = [f"{name}={settings[name]}" for name in SETTINGS if settings[name] != recipe[name]]
+    if config.dataset == "folder":
+        changed.append("_".join(Path(data_path).parts[1:]))
     return "-".join([config.recipe, *changed])
 
 
@@ -103,6 +105,7 @@ from tqdm import tqdm
 import main as experiment
 from benchmarks.summary import COLUMNS, Row, figures, markdown, plot
 from checkpoint import load_progress, locked, versions, write_table
+from datasets import load
 from test import test
 from trained import load_trained
 from utils import get_test_loader
@@ -133,7 +136,7 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
             options = replace(where, resume=str(folder), given=frozenset(vars(config)))
             if not (folder / "last.pt").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                options = replace(where, output_dir=str(folder), given=frozenset(["early_stopping"]))
+                options = replace(where, output_dir=str(folder))
             experiment.main(config, options)
             progress = load_progress(folder)
             if config.holdout and args.grid is None:
@@ -148,7 +151,7 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
     accuracies, seconds = zip(*((line.eval_accuracy, line.seconds) for line in progress.metrics), strict=True)
     reached = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= args.target), None)
     cpu = f"CPU with {torch.backends.cpu.get_cpu_capability()}, 1 of {os.cpu_count()} cores"
-    row["device"] = torch.cuda.get_device_name() if progress.device.startswith("cuda") else cpu
+    row["device"] = torch.cuda.get_device_name(progress.device) if progress.device.startswith("cuda") else cpu
     row["split"], row["seconds"] = progress.metrics[0].split, f"{sum(seconds):.2f}"
     row["epoch_reached"] = str(reached or "")
     row["seconds_to_target"] = f"{sum(seconds[:reached]):.2f}" if reached else ""
@@ -190,6 +193,8 @@ def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row
                 except ray.exceptions.WorkerCrashedError as error:
                     ended[folder] = new_row(runs[folder], args, error)
             yield ended
+    except UsageError as error:  # in a worker: Ray adds its traceback to it
+        raise getattr(error, "cause", error) from None
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise UserError(f"Ray: {reason} (pip install ray; or --jobs 1, which does without)") from None
@@ -233,7 +238,7 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
     """Carry out the sweep. Raises ``UserError``, ``OSError`` and ``KeyboardInterrupt``."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     seeds = range(1, args.seeds + 1)
-    folders = {args.output_dir / name_of(config): config for config in configs}
+    folders = {args.output_dir / name_of(config, args.data_path): config for config in configs}
     tables: dict[Path, dict[int, Row]] = {folder: {} for folder in folders}
     with locked(args.output_dir):
         for folder in folders:
@@ -243,6 +248,8 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
         missing = [(folder, seed) for seed in seeds for folder in folders if seed not in tables[folder]]
         runs = {folder / f"seed-{seed}": replace(folders[folder], seed=seed) for folder, seed in missing}
         try:
+            for name in {config.dataset for config in runs.values()}:
+                load(name, args.data_path, train=True)  # what can't be had is no run's fault
             if runs:
                 carry_out(runs, args, tables)
         except KeyboardInterrupt as stop:
@@ -252,11 +259,12 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
     where = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in every if row["last"]}
     print(f"`{args.settings}`, seeds 1 to {args.seeds}; {' and '.join(sorted(where))}\n")
     if args.grid is not None:
-        print(markdown(results, args.target))
+        print(markdown(results, args.target), flush=True)
     else:
         for column in ("last", "best_on_test")[: 1 + any(row["best_on_test"] for row in every)]:
             found = figures(every, args.target, column)
-            print(f"{column}:\n" + "\n".join(f"  {name:34s}{text}" for name, text in found.items()))
+            lines = [f"{column}:", *(f"  {name:34s}{text}" for name, text in found.items())]
+            print("\n".join(lines), flush=True)
         plot(every, args.target, Path(f"{next(iter(folders))}.png"))
     failed = [f"seed {row['seed']}: {row['error']}" for row in every if row["error"]]
     if failed:

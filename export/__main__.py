@@ -152,7 +152,7 @@ def main(
         else:
             print(f"{path}:\n    {text}", flush=True)
     if len(predictors) > 1:
-        print(race(predictors, images))
+        print(race(predictors, images), flush=True)
     return 1 if failures else 0
 
 

@@ -13,7 +13,9 @@ if __name__ == "__main__":
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=text)
     text = "file of the weights (default: the newest run's, else the project's own)"
     parser.add_argument("--weights", metavar="FILE", help=text)
-    parser.add_argument("--json", action="store_true", help="print one JSON array, an object for each file")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON array, an object for each picture"
+    )
     args = parser.parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
 
 import json

@@ -36,7 +36,7 @@ round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coord
 10. Centre of mass: cy = sum(y ink) / sum(ink), cx likewise. In 28×28 zeros, put the array's first row at
     clip(round(14 - cy + 1e-6), 0, 28 - h'), its first column at clip(round(14 - cx + 1e-6), 0, 28 - w');
     the 1e-6 lets no error of the last bit decide where a symmetric digit goes, as 14 - cy ends in .5 there.
-    (14, not 13.5: there lies the centre of mass in MNIST's files, to half a pixel in 9,999 of 10,000.)
+    (14, not 13.5: there lies the centre of mass in MNIST's files, to half a pixel in all but 2 of 60,000.)
 
 ``preprocess`` returns round(255 × that), as uint8.
 """

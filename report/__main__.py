@@ -152,7 +152,7 @@ def main(run: str | None, data_path: str = Options.data_path) -> None:
     """Write the report on ``run`` and print its result. Raises ``UserError`` and ``OSError``."""
     trained = load_trained(None if run is None else Path(run) / "best.pt")
     print(f"Weights: {trained}", flush=True)
-    print(write_report(trained, data_path))
+    print(write_report(trained, data_path), flush=True)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from report import scores
 # Okabe and Ito's colours (2008), told apart by colour-blind readers too.
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
 WIDTH, DPI = 5.2, 200  # inches: on a phone a point of text is then about a CSS pixel
-MOST_MISTAKES = 150  # in their figure: a trained network has some 60, a bad one thousands
+MOST_MISTAKES = 150  # in their figure: a trained network has some 50, a bad one thousands
 LONGEST_NAME = 12  # characters of a class's name in a figure
 INTERVALS = "The bars are 95% confidence intervals (Wilson 1927)."
 STYLE = {
@@ -161,12 +161,14 @@ def accuracy_by_class(counts: Tensor, classes: Sequence[str] = MNIST.classes) ->
     axes.text(overall, -0.75, f"all: {overall:.2f}", ha="center", va="bottom", color=GREY)
     for row in rows:
         text = f"{accuracy[row]:.2f}, {total[row] - correct[row]} of {total[row]} wrong"
+        text = text if total[row] else "no image"
         axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set(ylim=(len(classes) - 0.4, -0.7), xlabel="accuracy, %", ylabel="label")
     axes.set_yticks(rows, shorten(classes))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    alt = "Accuracy by class: " + ", ".join(f"{classes[row]}: {accuracy[row]:.2f}%" for row in rows) + "."
+    found = [f"{classes[row]}: {accuracy[row]:.2f}%" for row in rows if total[row]]
+    alt = f"Accuracy by class: {', '.join(found)}."
     caption = f"{INTERVALS} Where they overlap, the difference may be chance."
     return Plot("accuracy_by_class.png", to_png(figure), "Accuracy by class", caption, alt)
 

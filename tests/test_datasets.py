@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from torchvision.datasets import KMNIST, ImageFolder
 
 import datasets
-from config import UsageError, UserError
+from config import ORIGINAL, UsageError, UserError
 from datasets import (
     MEAN,
     MNIST,
@@ -90,7 +91,7 @@ def test_reading_writes_nothing() -> None:
         return {path: path.stat().st_mtime_ns for path in (ROOT / "data").rglob("*")}
 
     before = state()
-    get_loaders(CPU)
+    get_loaders(ORIGINAL, CPU)
     assert state() == before
 
 
@@ -135,7 +136,7 @@ def test_holdout_keeps_the_test_set_out(monkeypatch: pytest.MonkeyPatch) -> None
         return load_mnist(train)
 
     monkeypatch.setattr(datasets, "load_mnist", training_set_only)
-    train_loader, holdout_loader = get_loaders(CPU, holdout=10_000)
+    train_loader, holdout_loader = get_loaders(replace(ORIGINAL, holdout=10_000), CPU)
     assert len(train_loader.labels) == 50_000 and len(holdout_loader.labels) == 10_000
 
 
@@ -275,7 +276,7 @@ def do_harm(harm: str, root: Path) -> None:
 
 HARMS = {  # what is done to a good folder; what the message says
     "nothing there": "No such file",
-    "no test set": "one class only, 'train'",
+    "no test set": "test is needed beside it",
     "no pictures": "cat, dog",
     "an empty class": "classes dog",
     "one class": "one class only, 'cat'",
@@ -290,10 +291,10 @@ HARMS = {  # what is done to a good folder; what the message says
 def test_a_folder_that_cannot_be_used_is_named(harm: str, tmp_path: Path) -> None:
     root = tmp_path / "pictures"
     make_folder(root)
-    get_loaders(CPU, dataset="folder", data_path=str(root))
+    get_loaders(replace(ORIGINAL, dataset="folder"), CPU, str(root))
     do_harm(harm, root)
     with pytest.raises((UserError, OSError)) as caught:
-        get_loaders(CPU, dataset="folder", data_path=str(root))
+        get_loaders(replace(ORIGINAL, dataset="folder"), CPU, str(root))
     text = f"{getattr(caught.value, 'filename', None)}: {caught.value}"
     assert str(root) in text and HARMS[harm] in text and "\n" not in text
 
@@ -310,10 +311,10 @@ def test_a_class_of_one_picture_cannot_be_split(tmp_path: Path) -> None:
 
 
 def test_a_holdout_of_all_images_is_refused(kmnist: Path) -> None:
-    train_loader, loader = get_loaders(CPU, dataset="kmnist", data_path=str(kmnist), holdout=199)
+    train_loader, loader = get_loaders(replace(ORIGINAL, dataset="kmnist", holdout=199), CPU, str(kmnist))
     assert (len(train_loader.labels), len(loader.labels)) == (1, 199)
     with pytest.raises(UsageError, match="argument --holdout: must be less than the 200 training images"):
-        get_loaders(CPU, dataset="kmnist", data_path=str(kmnist), holdout=200)
+        get_loaders(replace(ORIGINAL, dataset="kmnist", holdout=200), CPU, str(kmnist))
 
 
 def test_kmnist_is_read_and_measured(kmnist: Path, test_set: Set) -> None:
@@ -326,7 +327,7 @@ def test_kmnist_is_read_and_measured(kmnist: Path, test_set: Set) -> None:
     assert dataset.target_accuracy is None
     images, labels = load_test(dataset, str(kmnist))
     assert torch.equal(images, test_set[0][200:250]) and torch.equal(labels, test_set[1][200:250])
-    loader = get_loaders(CPU, dataset="kmnist", data_path=str(kmnist))[1]
+    loader = get_loaders(replace(ORIGINAL, dataset="kmnist"), CPU, str(kmnist))[1]
     data = torch.cat([data for data, _ in loader])
     expected = (pixels.new_tensor(test_set[0][200:250].numpy()) / 255 - dataset.mean) / dataset.std
     torch.testing.assert_close(data[:, 0].double(), expected, atol=1e-5, rtol=1e-5)

@@ -55,6 +55,11 @@ def test_any_number_of_classes_with_any_names_is_drawn(count: int) -> None:
     assert all(plot.png[:4] == b"\x89PNG" and classes[1] in plot.alt for plot in plots)
 
 
+def test_a_class_without_images_has_no_accuracy() -> None:
+    plot = figures.accuracy_by_class(torch.tensor([[3, 1], [0, 0]]), ["a", "b"])
+    assert plot.alt == "Accuracy by class: a: 75.00%."
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("loss", "accuracy"), [(1e-9, 100.0), (float("nan"), 0.0)])
 def test_extreme_epochs_are_drawn(loss: float, accuracy: float) -> None:

@@ -29,7 +29,7 @@ def test_the_large_network_is_as_described() -> None:
 
 def test_each_is_trained_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few images of MNIST, a few epochs: all three learn, and time goes on."""
-    batch = next(iter(get_loaders(CPU, batch_size=64)[0]))
+    batch = next(iter(get_loaders(ORIGINAL, CPU)[0]))
 
     def few(*args: Any, **options: Any) -> Any:
         loaders = get_loaders(*args, **options)
@@ -76,6 +76,10 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     assert set(RECIPES) < set(peers.NAMES)
     peers.main(Namespace(device="cpu", seeds=1, output_dir=tmp_path, child=None))
     assert "| default | 99.100 | 3 |" in capsys.readouterr().out
+    monkeypatch.setattr(peers, "NAMES", ["default", "new"])  # what was measured stays, asked for or not
+    peers.main(Namespace(device="cpu", seeds=1, output_dir=tmp_path, child=None))
+    kept = list(csv.DictReader((tmp_path / "peers.csv").open()))
+    assert [row for row in kept if row["name"] != "new"] == rows and len(kept) == len(rows) + 1
 
 
 @pytest.mark.slow

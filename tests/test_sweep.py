@@ -1,7 +1,9 @@
 """The sweep: figures against ones worked out by hand, and runs against main.py's own, killed and not."""
 
 import csv
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
@@ -45,12 +48,12 @@ def test_figures_by_hand() -> None:
     # mean 99.4, deviation sqrt((0.01² + 0.05² + 0.06²) / 2) = 0.0557, half-width 4.303 · 0.0557 / √3 = 0.138
     assert (found["n"], found["mean, %"], found["standard deviation"]) == ("3", "99.400", "0.056")
     assert found["95 % interval (Student)"] == "99.262 to 99.538"
-    assert found["p of a mean ≤ 99.4 (t-test)"] == "0.5"  # it is the mean itself
+    assert found["p of a mean <= 99.4 (t-test)"] == "0.5"  # it is the mean itself
     # Wilson, z = 1.96: (0.5 + z²/8 ± z √(0.25/4 + z²/64)) / (1 + z²/4)
     assert found["reached 99.4 % (Wilson)"] == "2 of 4, 15% to 85%"
     assert (found["median epoch"], found["median seconds"], found["in all"]) == ("2.5", "25.0", "30.0")
     # (99.4 - 99.3) / (0.0557 / √3) = 3.11; Student with 2 degrees: 0.5 - 3.11 / (2 √(2 + 3.11²)) = 0.045
-    assert summary.figures(rows, 99.3)["p of a mean ≤ 99.3 (t-test)"] == "0.045"
+    assert summary.figures(rows, 99.3)["p of a mean <= 99.3 (t-test)"] == "0.045"
 
 
 def test_markdown_is_sorted_and_compares_with_the_first() -> None:
@@ -72,7 +75,7 @@ def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
         ("fast", 3, 10_000, False)
     }
     assert list(configs.values())[1] == "--max-lr=0.25 --interpolation=nearest"
-    names = [sweep.name_of(config) for config in [*configs, DEFAULT, FAST]]
+    names = [sweep.name_of(config, "/data") for config in [*configs, DEFAULT, FAST]]
     assert len(set(names)) == 6 and names[0] == "fast-epochs=3-holdout=10000-max_lr=0.25"
     _, (config,) = sweep.parse_args([*flags, "--grid", "dropout=0.1", "--holdout", "500"])
     assert config.holdout == 500
@@ -179,6 +182,31 @@ def test_a_run_that_fails_is_a_row_and_not_tried_again(
     errors = {read["error"] for path in tmp_path.glob("*.csv") for read in csv.DictReader(path.open())}
     assert errors == {"UserError: the loss became nan", "MemoryError: no memory"}
     assert "Traceback" in next(tmp_path.glob("*/seed-1.log")).read_text()
+
+
+def test_data_that_cannot_be_had_is_no_runs_result(tmp_path: Path) -> None:
+    for split, name in itertools.product(("train", "test"), ("a", "b")):
+        (tmp_path / "one" / split / name).mkdir(parents=True)
+        Image.new("L", (28, 28), ord(name)).save(tmp_path / "one" / split / name / "1.png")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    flags = ["--dataset=folder", "--epochs=1", "--batch-size=2", "--jobs=1", "--seeds=1", "--output-dir"]
+    flags += [str(tmp_path / "sweep"), "--data-path"]
+    with pytest.raises(UserError, match="No such file"):
+        sweep.main(*sweep.parse_args([*flags, str(tmp_path / "wrong")]))
+    for name in ("one", "two"):  # each has a table of its own
+        sweep.main(*sweep.parse_args([*flags, str(tmp_path / name)]))
+    tables = [list(csv.DictReader(path.open())) for path in (tmp_path / "sweep").glob("*.csv")]
+    assert [[row["error"] for row in table] for table in tables] == [[""], [""]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="--device cuda is no mistake here")
+def test_a_mistake_that_a_worker_finds_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    done = run_sweep(tmp_path, "--seeds", "1", "--jobs", "1", "--device", "cuda")
+    one = done.communicate(timeout=300)[1]
+    done = run_sweep(tmp_path, "--seeds", "1", "--jobs", "2", "--device", "cuda")
+    assert done.communicate(timeout=300)[1] == one and one.startswith("sweep.py: error: argument --device")
 
 
 def test_without_ray_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 import copy
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,7 +118,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(train_set: Set, batch: int) -> 
 
 def test_schedule_of_the_original() -> None:
     """The learning rate and momentum at each of the 19 × 469 steps, from the formula of the paper's cycle."""
-    optimizer, scheduler = make_optimizer(Net(), total_steps=19 * 469)
+    optimizer, scheduler = make_optimizer(Net(), ORIGINAL, 19 * 469)
     total, warm = 19 * 469, 0.2 * 19 * 469 - 1
 
     def between(start: float, end: float, share: float) -> float:
@@ -143,7 +144,7 @@ def test_schedule_of_the_original() -> None:
 @pytest.mark.parametrize("pct_start", [0.0, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("total_steps", [1, 2, 5, 10])
 def test_schedule_of_any_length_ends_at_its_last_step(total_steps: int, pct_start: float) -> None:
-    optimizer, scheduler = make_optimizer(Net(), total_steps=total_steps, pct_start=pct_start)
+    optimizer, scheduler = make_optimizer(Net(), replace(ORIGINAL, pct_start=pct_start), total_steps)
     rates = []
     for _ in range(total_steps):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -157,7 +158,7 @@ def test_schedule_of_any_length_ends_at_its_last_step(total_steps: int, pct_star
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_momentum_that_is_given_is_held(momentum: float) -> None:
-    optimizer, scheduler = make_optimizer(Net(), total_steps=5, momentum=momentum)
+    optimizer, scheduler = make_optimizer(Net(), replace(ORIGINAL, momentum=momentum), 5)
     for _ in range(5):
         assert optimizer.param_groups[0]["momentum"] == momentum
         optimizer.step()

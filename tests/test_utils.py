@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 import utils
+from config import ORIGINAL
 from datasets import MEAN, STD
 from utils import DeviceLoader, affine, get_loaders, normalize
 
@@ -85,7 +87,7 @@ def test_distortion_is_the_matrix_composed_by_hand(train_set: Set) -> None:
 
 
 def test_an_epoch_of_training_data(train_set: Set) -> None:
-    loader, _ = get_loaders(CPU, rotation=0)
+    loader, _ = get_loaders(replace(ORIGINAL, rotation=0.0), CPU)
     assert len(loader) == 469
     batches = list(loader)
     assert [len(target) for _, target in batches] == [128] * 468 + [96]
@@ -133,7 +135,7 @@ def test_angles_are_uniform(train_set: Set, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_test_images_come_in_order_and_unchanged(test_set: Set) -> None:
-    _, loader = get_loaders(CPU)
+    _, loader = get_loaders(ORIGINAL, CPU)
     batches = list(loader)
     assert len(batches) == len(loader)
     assert torch.equal(torch.cat([target for _, target in batches]), test_set[1])
@@ -142,6 +144,6 @@ def test_test_images_come_in_order_and_unchanged(test_set: Set) -> None:
 
 def test_loaders_leave_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
-    for loader in get_loaders(CPU):
+    for loader in get_loaders(ORIGINAL, CPU):
         next(iter(loader))
     assert torch.equal(torch.get_rng_state(), state)
