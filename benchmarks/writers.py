@@ -1,0 +1,59 @@
+"""Read digits by other writers than MNIST's, as ``python -m predict`` does, and count the right ones.
+
+    python benchmarks/writers.py [FILE …]
+
+They are the 1,797 digits of scikit-learn, by 13 people who filled in forms: the test set of "Optical
+Recognition of Handwritten Digits" (Alpaydin, Kaynak 1998, https://doi.org/10.24432/C50P49), 8×8 pixels each,
+so much coarser than MNIST's.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+
+from config import Parser, UserError, end_in_one_line
+
+if __name__ == "__main__":
+    end_in_one_line("writers.py")
+    parser = Parser("writers.py", "Read digits by other writers than MNIST's.")
+    text = "weights, as for python -m predict (default: the newest run's, else the project's own)"
+    parser.add_argument("weights", nargs="*", metavar="FILE", help=text)
+    arguments = parser.parse_args()  # before torch is imported, which takes seconds
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from predict.preprocess import preprocess
+from trained import load_trained
+
+
+def load_pictures() -> tuple[list[Image.Image], Tensor]:
+    """Return the pictures, 8×8 and dark on light, and their digits, int64 (1797,).
+
+    Raises ``UserError`` where scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise UserError(f"{error}: pip install scikit-learn") from None
+    digits = load_digits()  # images in 0 for paper to 16 for ink
+    pixels = np.round(255 - digits.images * (255 / 16)).astype(np.uint8)
+    return [Image.fromarray(picture) for picture in pixels], torch.from_numpy(digits.target)
+
+
+def main(files: list[str]) -> None:
+    """Print the accuracy of each of the weights ``files``. Raises what ``load_trained`` does."""
+    pictures, labels = load_pictures()
+    images = torch.stack([torch.from_numpy(preprocess(picture)) for picture in pictures])
+    for trained in map(load_trained, files) if files else [load_trained(None)]:
+        right = int((trained.log_probs(images).argmax(dim=1) == labels).sum())
+        print(f"{trained}: {right:,} of {len(labels):,} right, {100 * right / len(labels):.2f} %", flush=True)
+
+
+if __name__ == "__main__":
+    main(arguments.weights)

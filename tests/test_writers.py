@@ -1,0 +1,34 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+from sklearn.datasets import load_digits
+
+
+@pytest.mark.slow
+def test_digits_are_read_as_predict_reads_files(tmp_path: Path) -> None:
+    """The same pictures, written by Pillow from scikit-learn's numbers, one by one, and read as files."""
+    digits, files = load_digits(), []
+    for i, numbers in enumerate(digits.data):
+        picture = Image.new("L", (8, 8), 255)
+        picture.putdata([round(255 - number * 255 / 16) for number in numbers])
+        picture.save(tmp_path / f"{i}.png")
+        files.append(f"{i}.png")
+    weights = str(ROOT / "weights" / "best.pt")
+    command = [sys.executable, "-m", "predict", "--json", "--weights", weights, *files]
+    environment = {"PYTHONPATH": str(ROOT)}
+    predicted = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=True)
+    predictions = [entry["prediction"] for entry in json.loads(predicted.stdout)]
+    right = sum(map(int.__eq__, predictions, digits.target.tolist()))
+    assert len(predictions) == 1797 and right > 1600
+
+    command = [sys.executable, str(ROOT / "benchmarks" / "writers.py"), weights]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.search(r"([\d,]+) of 1,797 right, ([\d.]+) %", done.stdout)
+    assert found is not None and int(found[1].replace(",", "")) == right
+    assert float(found[2]) == round(100 * right / 1797, 2)
