@@ -17,7 +17,9 @@ round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coord
 
 4.  The background is the median, channel by channel, of these pixels: first row, last row, and first and last
     column without their ends (of an even number the mean of the middle two).
-5.  ink = each pixel's distance (as in 3) from the background. Blank if its maximum is below 0.1.
+5.  ink = each pixel's distance (as in 3) from the background. Blank if its maximum is below 0.1. If both
+    sides are below 28 pixels, it is enlarged fourfold by Pillow's bicubic interpolation (in float32): the cut
+    in 6 would else make blocks of strokes that are a pixel wide.
 
 ``centre`` makes the digit one of MNIST's:
 
@@ -51,6 +53,7 @@ from PIL import Image
 from datasets import MNIST, Dataset, Floats, PictureError, border, fit, read_colors, read_picture
 
 MIN_CONTRAST = 0.1  # of the way from black to white
+ENLARGE = 4  # times, a picture smaller than MNIST's
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
 STRONG, SPECKS = 0.35, 0.01  # ink that counts for the digit's box; share of it that may lie outside at a side
 TIE = 1e-6  # pixels; more than float64 errs in step 10
@@ -60,11 +63,16 @@ DIGIT, FRAME = 20, 28  # pixels: the digit's longer side, the picture's sides
 def find_ink(rgb: Floats) -> Floats:
     """Return how far each pixel of ``rgb`` (H, W, 3) is from the background, (H, W) in [0, 1]: steps 4 and 5.
 
-    Raises ``PictureError`` where the picture is blank.
+    Of a picture smaller than MNIST's, it is (4 H, 4 W), and a little less than 0 or more than 1 where the
+    interpolation overshoots. Raises ``PictureError`` where the picture is blank.
     """
     ink: Floats = np.abs(rgb - np.median(border(rgb), axis=0)).max(axis=2)
     if not ink.max() >= MIN_CONTRAST:
         raise PictureError("it is blank: nothing in it stands out from the background")
+    if max(ink.shape) < FRAME:
+        size = (ENLARGE * ink.shape[1], ENLARGE * ink.shape[0])
+        enlarged = Image.fromarray(ink.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+        ink = np.asarray(enlarged, dtype=np.float64)
     return ink
 
 
@@ -88,7 +96,7 @@ def span(sums: Floats) -> slice:
 
 
 def centre(ink: Floats) -> Floats:
-    """Return the digit in ``ink``, (H, W), 0 or more and not all 0, as MNIST has it: steps 6 to 10.
+    """Return the digit in ``ink``, (H, W), above 0 somewhere, as MNIST has it: steps 6 to 10.
 
     The result is (28, 28) in [0, 1], the digit light on dark.
     """

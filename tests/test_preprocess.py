@@ -17,7 +17,7 @@ from PIL import Image
 
 from datasets import MEAN, STD, Floats, PictureError, load_mnist
 from model import Net
-from predict.preprocess import centre, preprocess, preprocess_file, resampling
+from predict.preprocess import centre, find_ink, preprocess, preprocess_file, resampling
 from trained import load_trained
 
 ROOT = Path(__file__).parents[1]
@@ -223,6 +223,18 @@ def test_enlarging_is_linear(n: int, m: int) -> None:
     values = np.random.default_rng(4).random(n)
     expected = F.interpolate(torch.from_numpy(values)[None, None], size=m, mode="linear", align_corners=False)
     assert np.allclose(resampling(n, m) @ values, expected[0, 0].numpy())
+
+
+def test_small_pictures_are_enlarged() -> None:
+    ink = np.zeros((9, 27))
+    ink[1:-1, 1:-1] = np.random.default_rng(5).random((7, 25))
+    tensor = torch.from_numpy(ink)[None, None]
+    expected = F.interpolate(tensor, scale_factor=4, mode="bicubic", antialias=True)[
+        0, 0
+    ]  # Pillow's, by torch
+    assert np.allclose(find_ink(np.repeat(1 - ink[:, :, None], 3, axis=2)), expected.numpy(), atol=1e-5)
+    large = np.pad(ink, ((0, 0), (0, 1)))
+    assert np.array_equal(find_ink(np.repeat(1 - large[:, :, None], 3, axis=2)), 1 - (1 - large))
 
 
 def png_of(width: int, height: int) -> bytes:
