@@ -115,20 +115,11 @@ def test_weights_that_32_bits_cannot_hold_are_refused(calibration: Tensor) -> No
 
 @needs_cc
 @pytest.mark.slow
-def test_keeps_the_accuracy(header: bytes, tmp_path: Path) -> None:
-    images, labels = load_mnist(train=False)
-    expected = reference(trained_net(), images).argmax(1) == labels.numpy()
-    found = run_c(header, images, tmp_path, dtype=np.int32).argmax(1) == labels.numpy()
-    assert expected.sum() - found.sum() <= 5
-
-
-@needs_cc
-@pytest.mark.slow
 @pytest.mark.parametrize("make", [trained_net, wild_net])
 def test_any_bytes_are_an_image(make: type[Net], tmp_path: Path) -> None:
     flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    found = run_c(c_int8.write(make()), noise(10_000), tmp_path, *flags, dtype=np.int32)
-    assert len(found) == 10_000
+    images = torch.cat([load_mnist(train=False)[0][:200], noise(800)])  # with blank areas, and without
+    assert len(run_c(c_int8.write(make()), images, tmp_path, *flags, dtype=np.int32)) == 1000
 
 
 @needs_arm
@@ -162,7 +153,7 @@ def test_is_small_and_needs_no_float_no_library_and_no_memory_of_its_own(
 def test_microcontrollers_compute_the_same(
     cpu: str, machine: str, clock: int, header: bytes, tmp_path: Path
 ) -> None:
-    images = load_mnist(train=False)[0][:1000]
+    images = torch.cat([load_mnist(train=False)[0][:80], noise(20)])
     expected = run_c(header, images, tmp_path, dtype=np.int32)
     shutil.copytree(ROOT / "examples" / "microcontroller", tmp_path, dirs_exist_ok=True)
     (tmp_path / "net_int8.h").write_bytes(header)
@@ -177,7 +168,7 @@ def test_microcontrollers_compute_the_same(
     found = np.fromfile(tmp_path / "logits.bin", dtype="<i4").reshape(-1, 10)
     np.testing.assert_array_equal(found, expected)
     printed = re.search(
-        r"^1000 images, each in \d+ microseconds; stack (\d+) bytes, scratch (\d+) bytes",
+        r"^100 images, each in \d+ microseconds; stack (\d+) bytes, scratch (\d+) bytes",
         done.stderr + done.stdout,
     )
     assert printed, done

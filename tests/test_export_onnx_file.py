@@ -22,7 +22,7 @@ def run_onnx(content: bytes, images: Tensor) -> Numbers:
     return np.asarray(log_probs)
 
 
-@pytest.mark.parametrize("count", [1, 7, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1, 70])
 def test_predicts_as_pytorch_for_any_number_of_images(count: int) -> None:
     model, images = trained_net(), load_mnist(train=False)[0][:count]
     found, expected = run_onnx(onnx_file.write(model), images), reference(model, images)

@@ -1,13 +1,15 @@
+import csv
 import re
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 from conftest import ROOT
 
-from config import Config, Options, flag
+from config import RECIPES, Config, Options, flag
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +35,19 @@ def test_both_commands_stand_first_and_ci_runs_the_second() -> None:
     assert out.strip() == test
 
 
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_the_readmes_figures_are_those_of_the_rows(recipe: str) -> None:
+    with open(ROOT / "benchmarks" / "results" / f"{recipe}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    ends = [float(row["last"]) for row in rows]
+    reached = sum(row["epoch_reached"].isdecimal() for row in rows)
+    (line,) = re.findall(rf"^\| `{recipe}`, .*", README, flags=re.M)
+    assert f", {RECIPES[recipe].epochs} epochs |" in line
+    assert f"{mean(ends):.3f} ± {stdev(ends):.3f} %" in line and f"(n = {len(rows)}) |" in line
+    assert f"| {reached} of {len(rows)} |" in line
+    assert all(len(row["accuracy_by_epoch"].split()) == RECIPES[recipe].epochs for row in rows)
+
+
 def test_main_needs_no_more_than_requirements_txt() -> None:
     lines = (ROOT / "requirements.txt").read_text().split()
     assert sorted(re.split("[>=<]", line)[0] for line in lines) == [
@@ -42,7 +57,7 @@ def test_main_needs_no_more_than_requirements_txt() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_to_files_that_exist(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
 
 

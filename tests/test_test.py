@@ -12,6 +12,7 @@ from test import test as evaluate
 from utils import EVALUATION_BATCH, DeviceLoader, normalize
 
 CPU = torch.device("cpu")
+test_by_name = evaluate  # a name that pytest collects, if the function lets it
 
 
 def test_import_test_is_ours_and_pytest_leaves_it_alone(request: pytest.FixtureRequest) -> None:
@@ -20,7 +21,7 @@ def test_import_test_is_ours_and_pytest_leaves_it_alone(request: pytest.FixtureR
     collected = {item.path for item in request.session.items}
     assert ROOT / "test.py" not in collected and Path(__file__) in collected
     names = [item.name for item in request.session.items if item.path == Path(__file__)]
-    assert "evaluate" not in names and "test" not in names
+    assert request.node.name in names and "test_by_name" not in names
 
 
 def test_against_a_loop(test_set: Set, capsys: pytest.CaptureFixture[str]) -> None:

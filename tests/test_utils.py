@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -118,20 +119,25 @@ def test_each_epoch_is_another_draw_and_seed_and_epoch_determine_it(train_set: S
     assert not torch.equal(first, second) and not torch.equal(first, other)
 
 
-def test_angles_are_uniform(train_set: Set, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distortions_are_uniform_and_independent(train_set: Set, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Tensor] = []
 
-    def note(images: Tensor, degrees: Tensor, **more: object) -> Tensor:
-        drawn.append(degrees)
+    def note(images: Tensor, degrees: Tensor, **more: Any) -> Tensor:
+        shear = more["shear"] / 0.5
+        columns = [degrees / 7, *(more["shift"] / 2).T, *((more["scale"] - 1) / 0.1).T, shear]
+        drawn.append(torch.stack(columns))
         return images
 
     monkeypatch.setattr(utils, "affine", note)
-    list(DeviceLoader(*train_set, 1000, seed=0, rotation=7.0))
-    degrees = torch.cat(drawn)
-    assert len(degrees) == 60_000 and degrees.abs().max() <= 7
+    list(DeviceLoader(*train_set, 1000, seed=0, rotation=7.0, translation=2.0, scale=0.1, shear=0.5))
+    found = torch.cat(drawn, dim=1)
+    assert found.shape == (6, 60_000) and found.abs().max() < 1.0001
     # Kolmogorov-Smirnov's distance; 1.95 / sqrt(n) is exceeded once in a thousand
     steps = torch.arange(1, 60_001) / 60_000
-    assert (degrees.sort().values / 14 + 0.5 - steps).abs().max() < 1.95 / math.sqrt(60_000)
+    assert (found.sort(dim=1).values / 2 + 0.5 - steps).abs().max() < 1.95 / math.sqrt(60_000)
+    assert (
+        found.corrcoef() - torch.eye(6)
+    ).abs().max() < 0.02  # five standard deviations of independent draws
 
 
 def test_test_images_come_in_order_and_unchanged(test_set: Set) -> None:
