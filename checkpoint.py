@@ -185,7 +185,7 @@ def locked(folder: Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"{folder} is in use by another process: wait until it has ended") from None
-        for leftover in folder.glob(".*.tmp"):
+        for leftover in folder.glob(".*.[0-9]*.tmp"):
             leftover.unlink()
         yield
 

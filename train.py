@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         max_lr=config.max_lr,
         total_steps=total_steps,
         # A warm-up of exactly one step would make OneCycleLR divide by zero.
-        pct_start=0.0 if config.pct_start * total_steps == 1 else config.pct_start,
+        pct_start=0.0 if config.pct_start * total_steps == 1 else float(config.pct_start),
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,

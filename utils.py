@@ -65,9 +65,9 @@ class DeviceLoader:
     """Batches of a dataset that lies on the device whole; stands where a ``DataLoader`` would.
 
     ``images`` is uint8 (N, 28, 28), ``labels`` int64 (N,). Yields images (B, 1, 28, 28), float32,
-    normalised, and targets (B,), the last batch holding what is left. With a ``seed``, each pass, numbered
-    by ``epoch``, comes in a new order, and each image distorted by uniform draws, up to ``rotation`` degrees
-    either way and so on, as ``config.Config`` says. Nothing goes back to the host on the way.
+    normalised, and targets (B,), the last batch holding what is left. With a ``config``, each pass, numbered
+    by ``epoch``, comes in a new order that its seed determines, and each image distorted by uniform draws, up
+    to its ``rotation`` either way and so on. Nothing goes back to the host on the way.
     """
 
     images: Tensor
@@ -75,38 +75,34 @@ class DeviceLoader:
     batch_size: int
     _: KW_ONLY
     dataset: Dataset = MNIST  # that they are of
-    seed: int | None = None
+    config: Config | None = None
     epoch: int = 1  # of the next pass
-    rotation: float = 0.0
-    interpolation: str = "nearest"
-    translation: float = 0.0
-    scale: float = 0.0
-    shear: float = 0.0
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.seed is None:
+        config = self.config
+        if config is None:
             for start in range(0, len(self.labels), self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 yield normalize(self.images[batch, None], self.dataset), self.labels[batch]
             return
         device = self.images.device
-        generator = torch.Generator(device).manual_seed(epoch_seed(self.seed, self.epoch))
+        generator = torch.Generator(device).manual_seed(epoch_seed(config.seed, self.epoch))
         self.epoch += 1
         order = torch.randperm(len(self.labels), generator=generator, device=device)
         for index in torch.split(order, self.batch_size):
             images = self.images.index_select(0, index)[:, None].float()
-            if self.rotation or self.translation or self.scale or self.shear:
+            if config.rotation or config.translation or config.scale or config.shear:
                 draw = torch.rand(len(index), 6, generator=generator, device=device) * 2 - 1
                 images = affine(
                     images,
-                    draw[:, 0] * self.rotation,
-                    shift=draw[:, 1:3] * self.translation,
-                    scale=1 + draw[:, 3:5] * self.scale,
-                    shear=draw[:, 5] * self.shear,
-                    interpolation=self.interpolation,
+                    draw[:, 0] * config.rotation,
+                    shift=draw[:, 1:3] * config.translation,
+                    scale=1 + draw[:, 3:5] * config.scale,
+                    shear=draw[:, 5] * config.shear,
+                    interpolation=config.interpolation,
                 )
             yield normalize(images, self.dataset), self.labels.index_select(0, index)
 
@@ -131,19 +127,8 @@ def get_loaders(config: Config, device: torch.device, data_path: str = Options.d
         images, labels = images[train_index], labels[train_index]
     else:
         test_loader = get_test_loader(dataset, data_path, device)
-    train_loader = DeviceLoader(
-        images.to(device),
-        labels.to(device),
-        config.batch_size,
-        dataset=dataset,
-        seed=config.seed,
-        rotation=config.rotation,
-        interpolation=config.interpolation,
-        translation=config.translation,
-        scale=config.scale,
-        shear=config.shear,
-    )
-    return train_loader, test_loader
+    on_device = images.to(device), labels.to(device)
+    return DeviceLoader(*on_device, config.batch_size, dataset=dataset, config=config), test_loader
 
 
 def get_test_loader(dataset: Dataset, data_path: str, device: torch.device) -> DeviceLoader:

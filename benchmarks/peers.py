@@ -75,7 +75,7 @@ def run_conventional(config: Config, device: torch.device) -> Curve:
     torch.manual_seed(config.seed)
     model, steps = conventional_network(device), len(train_loader)
     optimizer, scheduler = make_optimizer(model, config, config.epochs * steps)
-    optimizer.param_groups[0]["fused"] = False  # as SGD is by default
+    optimizer.param_groups[0]["fused"] = None  # as SGD is by default
 
     def do_epoch(epoch: int) -> float:
         conventional_steps(model, device, optimizer, train_loader)
@@ -133,13 +133,6 @@ def run_apart(name: str, seed: int, args: Namespace) -> Curve:
     return [(seconds, accuracy) for seconds, accuracy in json.loads(done.stdout)]
 
 
-def read(path: Path) -> dict[tuple[str, int], Row]:
-    """Read the rows of a comparison that was stopped, by name and seed."""
-    with contextlib.suppress(FileNotFoundError), open(path, newline="") as file:
-        return {(row["name"], int(row["seed"])): row for row in csv.DictReader(file)}
-    return {}
-
-
 def main(args: Namespace) -> None:
     """Carry out the command line. Raises ``UserError``, ``OSError`` and ``KeyboardInterrupt``."""
     device = select_device(args.device)
@@ -152,7 +145,9 @@ def main(args: Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "peers.csv"
     with locked(args.output_dir):
-        rows = read(path)
+        rows: dict[tuple[str, int], Row] = {}
+        with contextlib.suppress(FileNotFoundError), open(path, newline="") as file:
+            rows = {(row["name"], int(row["seed"])): row for row in csv.DictReader(file)}
         for seed in range(1, args.seeds + 1):
             for name in NAMES[:: 1 if seed % 2 else -1]:  # in turn, so that a slow hour is nobody's own
                 if (name, seed) in rows:

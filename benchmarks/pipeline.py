@@ -229,6 +229,8 @@ if __name__ == "__main__":
     parser.add_argument("--output", help="write the results to this file too, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.turns < 1 or (arguments.batches is not None and arguments.batches < 1):
-        parser.error("argument --turns, --batches: must be at least 1")
+    if arguments.turns < 1:
+        parser.error("argument --turns: must be at least 1")
+    if arguments.batches is not None and not 1 <= arguments.batches <= TRAIN_BATCHES:
+        parser.error(f"argument --batches: must be from 1 to {TRAIN_BATCHES}, an epoch's")
     main(arguments)

@@ -71,7 +71,8 @@ def plot(rows: list[Row], target: float, path: Path) -> None:
     axes.plot(range(1, len(by_epoch) + 1), by_epoch, color="tab:blue", linewidth=0.7, alpha=0.5)
     axes.plot(range(1, len(by_epoch) + 1), [*map(median, by_epoch)], color="tab:blue", linewidth=3)
     axes.axhline(target, color="tab:orange")
-    axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(target - 1, target + 0.3))
+    best = max(map(max, by_epoch), default=target)
+    axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(best - 1.2, best + 0.1))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 

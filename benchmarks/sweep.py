@@ -150,8 +150,10 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
             return new_row(config, args, error)
     accuracies, seconds = zip(*((line.eval_accuracy, line.seconds) for line in progress.metrics), strict=True)
     reached = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= args.target), None)
-    cpu = f"CPU with {torch.backends.cpu.get_cpu_capability()}, 1 of {os.cpu_count()} cores"
-    row["device"] = torch.cuda.get_device_name(progress.device) if progress.device.startswith("cuda") else cpu
+    names = {"cpu": f"CPU with {torch.backends.cpu.get_cpu_capability()}, 1 of {os.cpu_count()} cores"}
+    if progress.device.startswith("cuda"):
+        names[progress.device] = torch.cuda.get_device_name(progress.device)
+    row |= progress.versions | {"device": names.get(progress.device, progress.device)}
     row["split"], row["seconds"] = progress.metrics[0].split, f"{sum(seconds):.2f}"
     row["epoch_reached"] = str(reached or "")
     row["seconds_to_target"] = f"{sum(seconds[:reached]):.2f}" if reached else ""
@@ -243,8 +245,13 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
     with locked(args.output_dir):
         for folder in folders:
             with contextlib.suppress(FileNotFoundError), open(f"{folder}.csv", newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row.get("target") == f"{args.target:g}"]
-                tables[folder] = {int(row["seed"]): row for row in rows}
+                tables[folder] = {int(row["seed"]): row for row in csv.DictReader(file)}
+            for row in tables[folder].values():
+                epochs = len(row.get("accuracy_by_epoch", "").split()) or folders[folder].epochs
+                if (row.get("target"), epochs) != (f"{args.target:g}", folders[folder].epochs):
+                    raise UserError(
+                        f"{folder}.csv is of another target or schedule: take another --output-dir"
+                    )
         missing = [(folder, seed) for seed in seeds for folder in folders if seed not in tables[folder]]
         runs = {folder / f"seed-{seed}": replace(folders[folder], seed=seed) for folder, seed in missing}
         try:

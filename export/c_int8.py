@@ -122,7 +122,7 @@ def write(model: Net, dataset: Dataset = MNIST, data_path: str = Options.data_pa
     ``OSError``.
     """
     (images, _), _ = load(dataset.name, data_path, train=True)
-    sample = images[:: max(1, len(images) // CALIBRATION)][:CALIBRATION]
+    sample = images[torch.arange(CALIBRATION) * len(images) // CALIBRATION]  # evenly spread
     quantized, one, bound = quantize(model, sample, dataset)
     arrays = []
     for layer in quantized:

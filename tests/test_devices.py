@@ -28,7 +28,7 @@ def test_an_epochs_loss_falls(name: str, train_set: Set) -> None:
     model = to_device(Net(), device)
     ema = copy.deepcopy(model)
     images, labels = (part.to(device) for part in train_set)
-    loader = DeviceLoader(images, labels, 128, seed=1, rotation=7.0, translation=1.0)
+    loader = DeviceLoader(images, labels, 128, config=replace(ORIGINAL, translation=1.0))
     optimizer, scheduler = make_optimizer(model, replace(ORIGINAL, lr=0.01, max_lr=0.1), 200)
     losses = [
         train(

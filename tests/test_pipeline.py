@@ -21,7 +21,7 @@ def test_pipelines_are_compared(tmp_path: Path) -> None:
     assert min(result["peak_host_bytes"].values()) > 50 << 20  # more than the dataset alone
 
 
-@pytest.mark.parametrize("flag", ["--turn=2", "--turns=0", "--batches=0"])
+@pytest.mark.parametrize("flag", ["--turn=2", "--turns=0", "--batches=0", "--batches=470"])
 def test_a_mistake_is_one_line(flag: str) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "pipeline.py"), flag]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

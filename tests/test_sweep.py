@@ -159,8 +159,14 @@ def test_runs_without_ray_are_those_of_main(tmp_path: Path, monkeypatch: pytest.
     assert done.returncode == 0, err
     assert "seed-1: " in out and "(1 of 1 runs" in out and "median seconds" in out
     check_against_main(tmp_path / "sweep", tmp_path / "alone", seeds=1)
-    _, runs = rows_of(tmp_path / "sweep")
+    rows, runs = rows_of(tmp_path / "sweep")
     assert Path(f"{runs}.png").read_bytes().startswith(b"\x89PNG")
+    for flags in (["--target", "99"], ["--epochs", "3"]):  # rows of other settings stay, and don't count
+        shutil.copy(f"{runs}.csv", f"{runs}.csv".replace("epochs=2", f"epochs={flags[-1]}"))
+        done = run_sweep(tmp_path / "sweep", *SHORT, *flags, "--seeds", "2", "--jobs", "1")
+        assert "is of another target or schedule" in done.communicate(timeout=300)[1] and done.returncode == 1
+    with open(f"{runs}.csv", newline="") as file:
+        assert list(csv.DictReader(file)) == rows
 
 
 def test_a_run_that_fails_is_a_row_and_not_tried_again(

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def make_loader(train_set: Set, count: int, batch_size: int = 64) -> DeviceLoader:
     images, labels = train_set
-    return DeviceLoader(images[:count], labels[:count], batch_size, seed=0, rotation=7.0)
+    return DeviceLoader(images[:count], labels[:count], batch_size, config=replace(ORIGINAL, seed=0))
 
 
 def test_learns_from_real_images(train_set: Set) -> None:

@@ -110,7 +110,7 @@ def test_an_epoch_of_training_data(train_set: Set) -> None:
 def test_each_epoch_is_another_draw_and_seed_and_epoch_determine_it(train_set: Set) -> None:
     def loader(seed: int, epoch: int = 1) -> DeviceLoader:
         images, labels = train_set[0][:6000], train_set[1][:6000]
-        return DeviceLoader(images, labels, 6000, seed=seed, epoch=epoch, rotation=7.0)
+        return DeviceLoader(images, labels, 6000, config=replace(ORIGINAL, seed=seed), epoch=epoch)
 
     one = loader(1)
     ((first, _),), ((second, _),) = list(one), list(one)
@@ -129,7 +129,8 @@ def test_distortions_are_uniform_and_independent(train_set: Set, monkeypatch: py
         return images
 
     monkeypatch.setattr(utils, "affine", note)
-    list(DeviceLoader(*train_set, 1000, seed=0, rotation=7.0, translation=2.0, scale=0.1, shear=0.5))
+    config = replace(ORIGINAL, seed=0, translation=2.0, scale=0.1, shear=0.5)
+    list(DeviceLoader(*train_set, 1000, config=config))
     found = torch.cat(drawn, dim=1)
     assert found.shape == (6, 60_000) and found.abs().max() < 1.0001
     # Kolmogorov-Smirnov's distance; 1.95 / sqrt(n) is exceeded once in a thousand
