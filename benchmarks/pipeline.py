@@ -30,22 +30,50 @@ from config import ORIGINAL, Parser, UserError, end_in_one_line, select_device
 
 BATCH = ORIGINAL.batch_size
 TRAIN_BATCHES, TEST_IMAGES = 469, 10_000  # in a whole epoch
+
+if __name__ == "__main__":
+    end_in_one_line("pipeline.py")
+    parser = Parser("pipeline.py", "Compare the conventional pipeline with this project's.")
+    parser.add_argument("--turns", type=int, default=9, help="turns of each pipeline (default: %(default)s)")
+    parser.add_argument("--batches", type=int, help="training steps in a turn (default: 20; on CUDA 469)")
+    parser.add_argument("--device", default="auto", help="as of main.py (default: %(default)s)")
+    parser.add_argument("--output", help="write the results to this file too, as JSON")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
+    if arguments.turns < 1:
+        parser.error("argument --turns: must be at least 1")
+    if arguments.batches is not None and not 1 <= arguments.batches <= TRAIN_BATCHES:
+        parser.error(f"argument --batches: must be from 1 to {TRAIN_BATCHES}, an epoch's")
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import MNIST
+
+from checkpoint import replace_file, versions
+from datasets import MEAN, SHA256, STD, read_archive
+from model import Net
+from test import test
+from train import make_optimizer, to_device, train
+from utils import Loader, get_loaders
+
 PARTS = ("data", "step", "epoch")
 Parts = dict[str, Callable[[], object]]
 Seconds = dict[str, dict[str, list[float]]]
+Batch = tuple[Tensor, Tensor]
 
 
-def conventional_loaders(device: Any, workers: int, images: int = TEST_IMAGES) -> tuple[Any, Any]:
+def conventional_loaders(
+    device: torch.device, workers: int, images: int = TEST_IMAGES
+) -> tuple[Loader, Loader]:
     """Return loaders of the training images and of the first test ``images``, as most scripts have them."""
-    from torch.utils.data import DataLoader, Subset
-    from torchvision import transforms
-    from torchvision.datasets import MNIST
-
-    from datasets import MEAN, SHA256, STD, read_archive
-
     normalize = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
     augment = transforms.Compose([transforms.RandomRotation((-7.0, 7.0), fill=(0,)), normalize])
-    options = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": device.type == "cuda"}
+    pin = device.type == "cuda"
+    options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": pin}
     with tempfile.TemporaryDirectory() as folder:  # torchvision reads the files once, here
         (raw := Path(folder, "MNIST", "raw")).mkdir(parents=True)
         for name in SHA256:
@@ -56,24 +84,20 @@ def conventional_loaders(device: Any, workers: int, images: int = TEST_IMAGES) -
     return train_loader, DataLoader(Subset(test_set, range(images)), 1000, **options)
 
 
-def conventional_network(device: Any) -> Any:
+def conventional_network(device: torch.device) -> Net:
     """Return the original's network, of PyTorch's own layers."""
-    import torch
-
-    from model import Net
-
     model = Net().to(device)
     for name, module in list(model.named_children()):  # model.py has faster ones
-        if isinstance(module, torch.nn.Dropout):
-            setattr(model, name, torch.nn.Dropout(module.p))
-    model.bn1 = torch.nn.BatchNorm2d(10).to(device)  # type: ignore[assignment]
+        if isinstance(module, nn.Dropout):
+            setattr(model, name, nn.Dropout(module.p))
+    model.bn1 = nn.BatchNorm2d(10).to(device)  # type: ignore[assignment]
     return model
 
 
-def conventional_steps(model: Any, device: Any, optimizer: Any, batches: Iterable[Any]) -> None:
+def conventional_steps(
+    model: nn.Module, device: torch.device, optimizer: Optimizer, batches: Iterable[Batch]
+) -> None:
     """Train ``model`` on ``batches`` as most scripts do: what is printed comes to the host at each step."""
-    import torch.nn.functional as F
-
     model.train()
     for data, target in batches:
         data, target = data.to(device), target.to(device)
@@ -85,11 +109,8 @@ def conventional_steps(model: Any, device: Any, optimizer: Any, batches: Iterabl
         loss.item(), (output.argmax(dim=1) == target).sum().item()
 
 
-def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
+def conventional(device: torch.device, workers: int, batches: int, images: int) -> Parts:
     """Build the pipeline that most scripts have; a part does ``batches`` steps and tests on ``images``."""
-    import torch
-    import torch.nn.functional as F
-
     train_loader, test_loader = conventional_loaders(device, workers, images)
     train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
     model = conventional_network(device)
@@ -115,13 +136,8 @@ def conventional(device: Any, workers: int, batches: int, images: int) -> Parts:
     return {"data": data_part, "step": step_part, "epoch": epoch_part}
 
 
-def ours(device: Any, batches: int, images: int) -> Parts:
+def ours(device: torch.device, batches: int, images: int) -> Parts:
     """Build this project's pipeline, from the functions that ``main.py`` calls."""
-    from model import Net
-    from test import test
-    from train import make_optimizer, to_device, train
-    from utils import get_loaders
-
     train_loader, test_loader = get_loaders(ORIGINAL, device)
     test_loader.images, test_loader.labels = test_loader.images[:images], test_loader.labels[:images]
     train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
@@ -142,11 +158,9 @@ def ours(device: Any, batches: int, images: int) -> Parts:
     return {"data": data_part, "step": step, "epoch": epoch_part}
 
 
-def serve(parts: Parts, device: Any) -> None:
+def serve(parts: Parts, device: torch.device) -> None:
     """Be a child of ``take_turns``: a part's name on stdin, its seconds on stdout; then its peak memory."""
-    import resource
-
-    import torch
+    import resource  # which Windows hasn't
 
     for line in sys.stdin:
         start = time.perf_counter()
@@ -195,10 +209,6 @@ def report(seconds: Seconds, rivals: list[str], batches: int) -> dict[str, Any]:
 
 def main(args: argparse.Namespace) -> None:
     """Compare, or with --child be one of the pipelines."""
-    import torch
-
-    from checkpoint import replace_file, versions
-
     device = select_device(args.device)
     args.batches = args.batches or (TRAIN_BATCHES if device.type == "cuda" else 20)
     if args.child:
@@ -221,16 +231,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line("pipeline.py")
-    parser = Parser("pipeline.py", "Compare the conventional pipeline with this project's.")
-    parser.add_argument("--turns", type=int, default=9, help="turns of each pipeline (default: %(default)s)")
-    parser.add_argument("--batches", type=int, help="training steps in a turn (default: 20; on CUDA 469)")
-    parser.add_argument("--device", default="auto", help="as of main.py (default: %(default)s)")
-    parser.add_argument("--output", help="write the results to this file too, as JSON")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.turns < 1:
-        parser.error("argument --turns: must be at least 1")
-    if arguments.batches is not None and not 1 <= arguments.batches <= TRAIN_BATCHES:
-        parser.error(f"argument --batches: must be from 1 to {TRAIN_BATCHES}, an epoch's")
     main(arguments)
