@@ -164,7 +164,7 @@ FAST = replace(
 )
 
 # The most distortion, and label smoothing, which on held-out images is what counts among its settings
-# (benchmarks/results/tries.md). On the test set its mean is hardly above the default's (docs/results.md).
+# (benchmarks/results/tries.md). On the test set its mean is not distinguishable from the default's.
 BEST = replace(
     DEFAULT,
     recipe="best",
