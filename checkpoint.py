@@ -1,9 +1,7 @@
 """A run's folder: make it, write into it, read it back."""
 
 import contextlib
-import csv
 import io
-import os
 import pickle
 import platform
 import shlex
@@ -11,7 +9,7 @@ import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,17 +19,14 @@ import torchvision
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
-from config import Config, Options, UsageError, UserError, flag, value_type
+from config import Config, Options, flag, value_type
 from datasets import MNIST, Dataset
+from errors import UsageError, UserError
+from files import locked, replace_file, write_table
 from model import Net
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2  # of best.pt and last.pt
 T = TypeVar("T")
@@ -171,64 +166,11 @@ def make_run_folder(output_dir: str | None, name: str) -> Path:
         count += 1
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other process out of ``folder``, where the platform can.
-
-    Raises ``UserError`` when another process is in it. Removes what a killed process left half written.
-    """
-    with contextlib.ExitStack() as stack:
-        if fcntl is not None:
-            handle = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{folder} is in use by another process: wait until it has ended") from None
-        for leftover in folder.glob(".*.[0-9]*.tmp"):
-            leftover.unlink()
-        yield
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, and to the disk, whole; after any failure ``path`` is as it was before.
-
-    Raises ``OSError`` with a message for the user.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        if os.name == "posix":  # the new name is on the disk once the folder is
-            folder = os.open(path.parent, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # not every file system can
-                os.fsync(folder)
-            os.close(folder)
-    except OSError as error:
-        raise OSError(f"{path} can't be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-
-
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write ``content``, of tensors and plain values, to ``path``, whole or not at all."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     replace_file(path, buffer.getvalue())
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write ``rows``, whose columns are those of the first, to ``path`` as CSV, whole or not at all."""
-    text = io.StringIO(newline="")
-    if rows:
-        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    replace_file(path, text.getvalue().encode())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision import datasets as torchvision_datasets
 
-from config import ORIGINAL, TORCHVISION, UserError
+from config import ORIGINAL, TORCHVISION
+from errors import UserError
 
 Floats = NDArray[np.float64]
 Images = tuple[Tensor, Tensor]  # uint8 (N, 28, 28), and their labels, int64 (N,)

@@ -1,6 +1,7 @@
 """Train the network, on MNIST unless told otherwise: ``python main.py``. ``--help`` lists the flags."""
 
-from config import Config, Options, UsageError, UserError, end_in_one_line, parse_args, select_device
+from config import Config, Options, parse_args, select_device
+from errors import UsageError, UserError, end_in_one_line
 
 if __name__ == "__main__":
     end_in_one_line("main.py")

@@ -10,7 +10,8 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from config import Config, UserError
+from config import Config
+from errors import UserError
 from utils import Loader
 
 BAR_INTERVAL = 25  # batches between two looks at the device, each of which waits for it

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from checkpoint import EpochMetrics, build, read_checkpoint
-from config import Config, UserError
+from config import Config
 from datasets import MNIST, Dataset
+from errors import UserError
 from model import Net
 from utils import EVALUATION_BATCH, normalize
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import Config, Options, UsageError
+from config import Config, Options
 from datasets import MNIST, Dataset, load_test, load_train, split_holdout
+from errors import UsageError
 
 EVALUATION_BATCH = 250  # images at a time: large enough to be fast, small enough for a CPU's cache
 

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from config import ORIGINAL, RECIPES, Config, Parser, UserError, end_in_one_line, select_device
+from config import ORIGINAL, RECIPES, Config, Parser, select_device
+from errors import UserError, end_in_one_line
 
 if __name__ == "__main__":
     end_in_one_line("peers.py")
@@ -45,7 +46,8 @@ from torch import nn
 import main as experiment
 from benchmarks.pipeline import conventional_loaders, conventional_network, conventional_steps
 from benchmarks.summary import plot_by_seconds
-from checkpoint import locked, versions, write_table
+from checkpoint import versions
+from files import locked, write_table
 from test import test
 from train import advance, make_optimizer, to_device, train
 from utils import DeviceLoader, get_loaders

@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from config import ORIGINAL, Parser, UserError, end_in_one_line, select_device
+from config import ORIGINAL, Parser, select_device
+from errors import UserError, end_in_one_line
 
 BATCH = ORIGINAL.batch_size
 TRAIN_BATCHES, TEST_IMAGES = 469, 10_000  # in a whole epoch
@@ -53,8 +54,9 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
-from checkpoint import replace_file, versions
+from checkpoint import versions
 from datasets import MEAN, SHA256, STD, read_archive
+from files import replace_file
 from model import Net
 from test import test
 from train import make_optimizer, to_device, train

@@ -27,8 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from config import ORIGINAL, RECIPES, Config, Options, Parser, UsageError, UserError, end_in_one_line, flag
+from config import ORIGINAL, RECIPES, Config, Options, Parser, flag
 from config import parse_args as parse_settings
+from errors import UsageError, UserError, end_in_one_line
 
 SETTINGS = sorted(vars(ORIGINAL).keys() - {"seed", "early_stopping", "target_accuracy"})  # the sweep's own
 
@@ -104,8 +105,9 @@ from tqdm import tqdm
 
 import main as experiment
 from benchmarks.summary import COLUMNS, Row, figures, markdown, plot
-from checkpoint import load_progress, locked, versions, write_table
+from checkpoint import load_progress, versions
 from datasets import load
+from files import locked, write_table
 from test import test
 from trained import load_trained
 from utils import get_test_loader

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
-from config import Parser, UserError, end_in_one_line
+from config import Parser
+from errors import UserError, end_in_one_line
 
 if __name__ == "__main__":
     end_in_one_line("writers.py")

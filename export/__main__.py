@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from config import Options, Parser, end_in_one_line
+from config import Options, Parser
+from errors import UserError, end_in_one_line
 
 FILES = {"onnx": "net.onnx", "c": "net.h", "c-int8": "net_int8.h", "web": "net.html"}
 
@@ -44,11 +45,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from checkpoint import replace_file
-from config import UserError
 from datasets import MNIST, load_test
 from export import c_code, c_int8, onnx_file, web
 from export.network import Predictor
+from files import replace_file
 from trained import Trained, load_trained
 
 ROUNDING = 1e-4  # in log-probabilities: ten times what another order of float32 sums was seen to change

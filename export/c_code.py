@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import UserError
 from datasets import MNIST, Dataset
+from errors import UserError
 from export.network import Predictor, fill, published_layers
 from model import Net
 

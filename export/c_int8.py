@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import Options, UserError
+from config import Options
 from datasets import MNIST, Dataset, load
+from errors import UserError
 from export.c_code import array
 from export.network import Layer, fill, published_layers
 from model import Net

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from config import UserError
 from datasets import MNIST, Dataset
+from errors import UserError
 from model import Net
 
 # The words of the C headers: of MNIST's, and of the others', where 0 may be no background.

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config import UserError
 from datasets import MNIST, Dataset
+from errors import UserError
 from export.network import Predictor, layers
 from model import Net
 

@@ -1,6 +1,7 @@
 """Predict what pictures show: ``python -m predict IMAGE…``. ``--help`` lists the flags."""
 
-from config import Parser, UserError, end_in_one_line
+from config import Parser
+from errors import UserError, end_in_one_line
 
 if __name__ == "__main__":
     end_in_one_line("predict")

@@ -1,6 +1,7 @@
 """Report on a run: ``python -m report [RUN]`` writes report.html and its figures into the run's folder."""
 
-from config import Options, Parser, UserError, end_in_one_line, value_type
+from config import Options, Parser, value_type
+from errors import UserError, end_in_one_line
 
 if __name__ == "__main__":
     end_in_one_line("report")
@@ -23,8 +24,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from checkpoint import EpochMetrics, replace_file
+from checkpoint import EpochMetrics
 from datasets import MNIST, load_test
+from files import replace_file
 from report import scores
 from trained import Trained, load_trained
 

@@ -1,13 +1,11 @@
 import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT, Command
+from conftest import Command
 
-from config import DEFAULT, FAST, ORIGINAL, RECIPES, Config, UsageError, flag, parse_args
+from config import DEFAULT, FAST, ORIGINAL, RECIPES, Config, flag, parse_args
+from errors import UsageError
 
 REFUSED = [  # flags; what the message says of them
     (["--epochs", "0"], "argument --epochs: must be from 1 to 10,000, not 0"),
@@ -99,38 +97,3 @@ def test_the_default_differs_from_the_original_in_what_the_readme_names() -> Non
     different = {name for name, value in vars(DEFAULT).items() if value != getattr(ORIGINAL, name)}
     assert different == {"recipe", "schedule_interval", "lr", "max_lr", "interpolation", "model_ema_decay"}
     assert DEFAULT.lr == 0.015  # which the notebook asks SGD to start at
-
-
-ENDINGS = [  # what is raised; how the process ends
-    ("UserError('no such thing')", 1, "program: error: no such thing"),
-    ("UsageError('argument --x: no')", 2, "program: error: argument --x: no"),
-    ("FileNotFoundError(2, 'No such file', 'a.pt')", 1, "program: error: a.pt: No such file"),
-    ("MemoryError()", 1, "program: error: the memory is not enough: try a smaller --batch-size"),
-    (
-        "RuntimeError('[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can\\'t allocate memory')",
-        *(1, "program: error: the memory is not enough: try a smaller --batch-size"),
-    ),
-    ("KeyboardInterrupt('saved')", 130, "program: stopped by Ctrl-C: saved"),
-    ("Terminated()", 143, "program: stopped by SIGTERM: nothing was saved"),
-    ("RuntimeError('CUDA error: an illegal memory access was encountered')", 1, None),
-    ("RuntimeError('Unsupported memory format')", 1, None),
-    ("ZeroDivisionError()", 1, None),
-]
-
-
-@pytest.mark.parametrize("error, status, line", ENDINGS)
-def test_what_a_user_can_cause_is_one_line_and_the_rest_a_traceback(
-    error: str, status: int, line: str | None
-) -> None:
-    code = f"from config import *; end_in_one_line('program'); raise {error}"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == status
-    assert done.stderr.startswith("Traceback") if line is None else done.stderr == line + "\n"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
-def test_sigterm_ends_like_ctrl_c() -> None:
-    code = "import os, time; from config import *; end_in_one_line('program'); "
-    code += f"os.kill(os.getpid(), {int(signal.SIGTERM)}); time.sleep(9)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (143, "program: stopped by SIGTERM: nothing was saved\n")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.datasets import KMNIST, ImageFolder
 
 import datasets
-from config import ORIGINAL, UsageError, UserError
+from config import ORIGINAL
 from datasets import (
     MEAN,
     MNIST,
@@ -32,6 +32,7 @@ from datasets import (
     read_picture,
     split_holdout,
 )
+from errors import UsageError, UserError
 from utils import get_loaders
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, SHORT
 from test_main import assert_same_run, call, same
 
-from checkpoint import replace_file
+from files import replace_file
 
 pytestmark = [
     pytest.mark.slow,

@@ -16,8 +16,9 @@ from exported import noise
 from PIL import Image
 
 from checkpoint import EpochMetrics, Progress, save_best
-from config import ORIGINAL, UsageError, UserError
+from config import ORIGINAL
 from datasets import load_mnist, load_train
+from errors import UsageError, UserError
 from export import __main__ as command
 from export import c_code, c_int8, onnx_file
 from model import BatchNorm2d, Net

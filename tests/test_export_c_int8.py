@@ -24,8 +24,8 @@ from exported import (
 )
 from torch import Tensor
 
-from config import UserError
 from datasets import MNIST, load_mnist
+from errors import UserError
 from export import c_code, c_int8
 from model import Net
 

@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 import main
-from checkpoint import load_progress, locked
-from config import UsageError, UserError, parse_args, select_device
+from checkpoint import load_progress
+from config import parse_args, select_device
 from datasets import MEAN, STD, load_mnist, split_holdout
+from errors import UsageError, UserError
+from files import locked
 from model import Net
 from train import train
 from trained import load_trained, newest_trained

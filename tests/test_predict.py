@@ -19,8 +19,8 @@ from torchvision import transforms
 
 import predict.__main__ as command
 from checkpoint import save_checkpoint
-from config import UserError
 from datasets import MNIST, Dataset, load_mnist
+from errors import UserError
 from model import Net
 from trained import Trained, load_trained, newest_trained
 

@@ -17,9 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 import report.__main__ as command
-from checkpoint import EpochMetrics, Progress, save_best, write_table
-from config import DEFAULT, UserError
+from checkpoint import EpochMetrics, Progress, save_best
+from config import DEFAULT
 from datasets import Dataset
+from errors import UserError
+from files import write_table
 from model import Net
 
 pytest.importorskip("matplotlib")

@@ -19,7 +19,8 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from benchmarks import summary, sweep
-from config import DEFAULT, FAST, Config, Options, UsageError, UserError
+from config import DEFAULT, FAST, Config, Options
+from errors import UsageError, UserError
 
 ROOT = Path(__file__).parent.parent
 SHORT = "--recipe original --epochs 6 --limit-train-batches 6 --holdout 500 --device cpu".split()  # noqa: SIM905

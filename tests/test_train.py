@@ -10,7 +10,8 @@ from conftest import Set
 from torch import Tensor, nn
 from torch.optim import SGD
 
-from config import ORIGINAL, UserError
+from config import ORIGINAL
+from errors import UserError
 from model import Net
 from train import advance, make_optimizer, to_device, train
 from utils import DeviceLoader, normalize

@@ -17,8 +17,9 @@ from torchvision import transforms
 
 import checkpoint
 from checkpoint import EpochMetrics, save_checkpoint
-from config import ORIGINAL, UserError
+from config import ORIGINAL
 from datasets import MNIST, Dataset
+from errors import UserError
 from model import Net
 from trained import Trained, load_trained, newest_trained
 
