@@ -1,17 +1,16 @@
-"""Train, kill the training, resume it, again and again: ``python tests/killer.py FOLDER RANDOM PLACED``.
+"""Train, kill the training, resume it, again and again: ``python tests/killer.py FOLDER RUNS``.
 
 Each training is a process of its own that runs ``main.main`` and gets a real SIGKILL. They are forked
 from this one, which has imported torch and started no thread, so a kill costs a second and no import.
-Leaves FOLDER/whole-0 and -1, which were never interrupted, and FOLDER/0, 1, ...; prints how many kills hit.
+Leaves FOLDER/whole-0 and -1, which were never interrupted, and FOLDER/0, 1, ..., each killed twice.
 """
 
 import contextlib
+import itertools
 import os
-import random
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,21 +51,21 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill_at_file_operation(count: int) -> Callable[[], None]:
-    """Make a preparation that kills the process right before its ``count``-th fsync or rename."""
-    left = [count]
+def kill_at(count: int) -> Callable[[], None]:
+    """Make a preparation that kills the process right before its ``count``-th fsync, rename or gradient."""
+    left = itertools.count(count, -1)
+
+    def deadly(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **more: Any) -> Any:
+            if next(left) == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **more)
+
+        return run
 
     def prepare() -> None:
-        def deadly(operation: Callable[..., Any]) -> Callable[..., Any]:
-            def run(*args: Any) -> Any:
-                left[0] -= 1
-                if left[0] < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return operation(*args)
-
-            return run
-
         os.fsync, os.replace = deadly(os.fsync), deadly(os.replace)
+        torch.Tensor.backward = deadly(torch.Tensor.backward)  # type: ignore[method-assign]
 
     return prepare
 
@@ -80,31 +79,18 @@ def flags_for(folder: Path, flags: list[str]) -> list[str]:
     return [*flags, *SHORT, "--device", "cpu", "--output-dir", str(folder)]
 
 
-def kill_and_resume(base: Path, by_chance: int, placed: int) -> int:
-    """Kill ``by_chance`` runs at three random moments each, and ``placed`` at a file operation each.
-
-    Returns how many kills hit a training.
-    """
-    chance, hits, begun = random.Random(9798), 0, time.perf_counter()
+def kill_and_resume(base: Path, runs: int) -> None:
+    """Kill each of ``runs`` in its training, and again in the next, and let the third come to its end."""
     for number, flags in enumerate(RECIPES):
         whole = base / f"whole-{number}"
         assert wait(fork(flags_for(whole, flags), base / "log")) == 0, (base / "log").read_text()
-    duration = (time.perf_counter() - begun) / len(RECIPES)
-    for number in range(by_chance + placed):
+    for number in range(runs):
         folder, flags = base / str(number), RECIPES[number % len(RECIPES)]
-        if number < by_chance:
-            for _ in range(3):
-                child = fork(flags_for(folder, flags), base / "log")
-                time.sleep(duration * chance.random() * 0.7)
-                os.kill(child, signal.SIGKILL)
-                hits += wait(child) == -signal.SIGKILL
-        else:
-            deadly = kill_at_file_operation(2 * (number - by_chance) + number % 2)
-            hits += wait(fork(flags_for(folder, flags), base / "log", deadly)) == -signal.SIGKILL
+        for count in (3 * (number // 2) + number % 2, number % 7):
+            assert wait(fork(flags_for(folder, flags), base / "log", kill_at(count))) == -signal.SIGKILL
         assert wait(fork(flags_for(folder, flags), base / "log")) == 0, (base / "log").read_text()[-2000:]
-    return hits
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(kill_and_resume(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))
+    kill_and_resume(Path(sys.argv[1]), int(sys.argv[2]))

