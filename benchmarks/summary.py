@@ -79,7 +79,7 @@ def plot(rows: list[Row], target: float, path: Path) -> None:
 
 def plot_by_seconds(curves: dict[str, list[list[tuple[float, float]]]], path: Path) -> None:
     """Draw to ``path``, a PNG, the mean of each one's ``curves``: seconds and accuracy after each epoch."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, runs in curves.items():
         points = [[mean(column) for column in zip(*epoch, strict=True)] for epoch in zip(*runs, strict=True)]
@@ -88,5 +88,5 @@ def plot_by_seconds(curves: dict[str, list[list[tuple[float, float]]]], path: Pa
     axes.set(xlabel="seconds of training, with evaluation", ylabel="test accuracy, %", xscale="log")
     axes.set_ylim(98.4, 99.7)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=120)
