@@ -42,9 +42,9 @@ def figures(
         "95 % interval (Student)": f"{mean(values) - half:.3f} to {mean(values) + half:.3f}",
         f"p of a mean <= {target:g} (t-test)": f"{p:.2g}",
         f"reached {target:g} % (Wilson)": f"{reached} of {len(rows)}, {low:.0%} to {high:.0%}",
-        "median epoch": f"{median(numbers(rows, 'epoch_reached')):g}",
-        "median seconds": f"{median(numbers(rows, 'seconds_to_target')):.1f}",
-        "in all": f"{median(numbers(rows, 'seconds')):.1f}",
+        "median epoch to it": f"{median(numbers(rows, 'epoch_reached')):g}",
+        "median seconds to it": f"{median(numbers(rows, 'seconds_to_target')):.1f}",
+        "median seconds in all": f"{median(numbers(rows, 'seconds')):.1f}",
     }
     if first:
         found["below the first, ± standard error"] = "–" if first is rows else below

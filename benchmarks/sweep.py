@@ -56,6 +56,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Namespace, dict[Confi
     for name in ("seeds", "jobs", "runs_per_gpu"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"argument {flag(name)}: must be at least 1")
+    if not 0 <= args.target <= 100:  # NaN is not in between
+        parser.error(f"argument --target: must be from 0 to 100, not {args.target}")
     if args.address and args.jobs:
         parser.error("argument --jobs: not allowed with argument --address")
     options = parse_settings(rest)[1]

@@ -6,7 +6,9 @@ from errors import UserError, end_in_one_line
 if __name__ == "__main__":
     end_in_one_line("report")
     parser = Parser("python -m report", "Write report.html and its figures into a run's folder.")
-    text = "folder of the run (default: the newest under runs/, else the project's own weights/)"
+    text = (
+        "folder of the run, or its best.pt (default: the newest under runs/, else the project's own weights/)"
+    )
     parser.add_argument("run", nargs="?", metavar="RUN", help=text)
     text = "where the data set lies, or is downloaded to; MNIST came with the project"
     parser.add_argument("--data-path", default=Options.data_path, metavar="DIR", help=text)
@@ -152,7 +154,8 @@ def write_report(trained: Trained, data_path: str) -> str:
 
 def main(run: str | None, data_path: str = Options.data_path) -> None:
     """Write the report on ``run`` and print its result. Raises ``UserError`` and ``OSError``."""
-    trained = load_trained(None if run is None else Path(run) / "best.pt")
+    folder = None if run is None else Path(run)
+    trained = load_trained(folder and (folder if folder.name == "best.pt" else folder / "best.pt"))
     print(f"Weights: {trained}", flush=True)
     print(write_report(trained, data_path), flush=True)
 
