@@ -248,7 +248,7 @@ def epochs(folder: Path) -> list[int]:
 def test_a_driver_that_is_killed_goes_on(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     (tmp_path / "sweep").mkdir()
-    flags = [*SHORT, "--seeds", "4", "--jobs", "2"]
+    flags = [*SHORT, "--seeds", "2", "--jobs", "2"]
     first = run_sweep(tmp_path / "sweep", *flags)
     wait_for(lambda: any(count >= 2 for count in epochs(tmp_path / "sweep")))
     first.send_signal(signal.SIGKILL)
@@ -256,7 +256,7 @@ def test_a_driver_that_is_killed_goes_on(tmp_path: Path) -> None:
     second = run_sweep(tmp_path / "sweep", *flags)
     out, err = second.communicate(timeout=500)
     assert second.returncode == 0, out + err
-    check_against_main(tmp_path / "sweep", tmp_path / "alone", seeds=4)
+    check_against_main(tmp_path / "sweep", tmp_path / "alone", seeds=2)
     logs = [path.read_text() for path in (tmp_path / "sweep").glob("*/seed-*.log")]
     assert any("Going on after epoch" in log for log in logs)
 
@@ -273,7 +273,7 @@ def test_a_node_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **options})
     try:
         nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
-        driver = run_sweep(tmp_path / "sweep", *SHORT, "--seeds", "4", "--address", cluster.address)
+        driver = run_sweep(tmp_path / "sweep", *SHORT, "--seeds", "2", "--address", cluster.address)
         wait_for(lambda: len([count for count in epochs(tmp_path / "sweep") if count >= 2]) >= 2)
         raylet = nodes[0].all_processes["raylet"][0].process.pid
         workers = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
@@ -283,6 +283,6 @@ def test_a_node_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest
         assert driver.returncode == 0, out + err
     finally:
         cluster.shutdown()  # type: ignore[no-untyped-call]
-    check_against_main(tmp_path / "sweep", tmp_path / "alone", seeds=4)
+    check_against_main(tmp_path / "sweep", tmp_path / "alone", seeds=2)
     logs = [path.read_text() for path in (tmp_path / "sweep").glob("*/seed-*.log")]
     assert sum("Going on after epoch" in log for log in logs) == 1

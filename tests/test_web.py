@@ -124,7 +124,7 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
 @pytest.mark.slow
 def test_prepares_any_picture_like_predict(page: Any) -> None:
     generator = np.random.default_rng(1)
-    for side in (1, 2, 3, 7, 19, 20, 21, 28, 60, 150):
+    for side in (28, 29, 41, 60, 150):  # smaller ones predict enlarges first; the page's area is larger
         pictures = [generator.integers(0, 256, (side, side)), generator.integers(0, 40, (side, side))]
         pictures += [255 - (generator.random((side, side)) < 0.02) * 200, np.full((side, side), 77)]
         patch = np.zeros((side, side))
