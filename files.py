@@ -66,3 +66,10 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     replace_file(path, text.getvalue().encode())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read the rows that ``write_table`` wrote to ``path``; none where there is no such file."""
+    with contextlib.suppress(FileNotFoundError), open(path, newline="") as file:
+        return list(csv.DictReader(file))
+    return []

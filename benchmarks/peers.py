@@ -8,7 +8,6 @@ tuomaso/train_mnist_fast's, of 215,194 parameters, by schedules of one, two, fou
 
 import argparse
 import contextlib
-import csv
 import io
 import json
 import os
@@ -47,7 +46,7 @@ import main as experiment
 from benchmarks.pipeline import conventional_loaders, conventional_network, conventional_steps
 from benchmarks.summary import plot_by_seconds
 from checkpoint import versions
-from files import locked, write_table
+from files import locked, read_table, write_table
 from test import test
 from train import advance, make_optimizer, to_device, train
 from utils import DeviceLoader, get_loaders
@@ -148,9 +147,7 @@ def main(args: Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "peers.csv"
     with locked(args.output_dir):
-        rows: dict[tuple[str, int], Row] = {}
-        with contextlib.suppress(FileNotFoundError), open(path, newline="") as file:
-            rows = {(row["name"], int(row["seed"])): row for row in csv.DictReader(file)}
+        rows = {(row["name"], int(row["seed"])): row for row in read_table(path)}
         for seed in range(1, args.seeds + 1):
             for name in NAMES[:: 1 if seed % 2 else -1]:  # in turn, so that a slow hour is nobody's own
                 if (name, seed) in rows:

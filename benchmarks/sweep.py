@@ -109,7 +109,7 @@ import main as experiment
 from benchmarks.summary import COLUMNS, Row, figures, markdown, plot
 from checkpoint import load_progress, versions
 from datasets import load
-from files import locked, write_table
+from files import locked, read_table, write_table
 from test import test
 from trained import load_trained
 from utils import get_test_loader
@@ -245,11 +245,10 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     seeds = range(1, args.seeds + 1)
     folders = {args.output_dir / name_of(config, args.data_path): config for config in configs}
-    tables: dict[Path, dict[int, Row]] = {folder: {} for folder in folders}
+    tables: dict[Path, dict[int, Row]] = {}
     with locked(args.output_dir):
         for folder in folders:
-            with contextlib.suppress(FileNotFoundError), open(f"{folder}.csv", newline="") as file:
-                tables[folder] = {int(row["seed"]): row for row in csv.DictReader(file)}
+            tables[folder] = {int(row["seed"]): row for row in read_table(Path(f"{folder}.csv"))}
             for row in tables[folder].values():
                 epochs = len(row.get("accuracy_by_epoch", "").split()) or folders[folder].epochs
                 if (row.get("target"), epochs) != (f"{args.target:g}", folders[folder].epochs):
