@@ -161,9 +161,7 @@ def ours(device: torch.device, batches: int, images: int) -> Parts:
 
 
 def serve(parts: Parts, device: torch.device) -> None:
-    """Be a child of ``take_turns``: a part's name on stdin, its seconds on stdout; then its peak memory."""
-    import resource  # which Windows hasn't
-
+    """Be a child of ``take_turns``: a part's name on stdin, its seconds on stdout."""
     for line in sys.stdin:
         start = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars
@@ -171,12 +169,10 @@ def serve(parts: Parts, device: torch.device) -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
         print(time.perf_counter() - start, flush=True)
-    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    print(peak * (1 if sys.platform == "darwin" else 1024), flush=True)
 
 
-def take_turns(commands: dict[str, list[str]], turns: int) -> tuple[Seconds, dict[str, int]]:
-    """Let processes of ``commands`` do their parts in turns; return a value a turn, and their peak memory."""
+def take_turns(commands: dict[str, list[str]], turns: int) -> Seconds:
+    """Let processes of ``commands`` do their parts in turns; return a value a turn."""
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     children: dict[str, Any] = {n: subprocess.Popen(c, text=True, **pipes) for n, c in commands.items()}
     seconds: Seconds = {part: {name: [] for name in commands} for part in PARTS}
@@ -187,7 +183,9 @@ def take_turns(commands: dict[str, list[str]], turns: int) -> tuple[Seconds, dic
             if not taken:
                 raise UserError(f"the pipeline {name} ended by itself: its reason is above")
             seconds[part][name] += [float(taken)] if turn else []
-    return seconds, {name: int(process.communicate()[0]) for name, process in children.items()}
+    for process in children.values():
+        process.communicate()  # the end of stdin, which ends it
+    return seconds
 
 
 def report(seconds: Seconds, rivals: list[str], batches: int) -> dict[str, Any]:
@@ -221,13 +219,11 @@ def main(args: argparse.Namespace) -> None:
     rivals = ["conventional1"] if device.type == "cuda" else ["conventional0", "conventional1"]
     command = [sys.executable, __file__, f"--device={args.device}", f"--batches={args.batches}"]
     commands = {name: [*command, f"--child={name}"] for name in [*rivals, "ours"]}
-    seconds, peaks = take_turns(commands, args.turns)
+    seconds = take_turns(commands, args.turns)
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     where = versions() | {"processor": processor, "threads": torch.get_num_threads(), "turns": args.turns}
     print(", ".join(f"{key} {value}" for key, value in where.items()))
-    result = where | report(seconds, rivals, args.batches) | {"peak_host_bytes": peaks}
-    memory = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks.items())
-    print(f"peak host memory: {memory}", flush=True)
+    result = where | report(seconds, rivals, args.batches)
     if args.output:
         replace_file(Path(args.output), (json.dumps(result, indent=2) + "\n").encode())
 

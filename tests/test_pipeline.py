@@ -18,7 +18,6 @@ def test_pipelines_are_compared(tmp_path: Path) -> None:
     for part in ("data", "step", "epoch"):
         assert result[part]["ours"] > 0 and result[part]["conventional"] > 0
         assert len(result[part]["ratios"]) == 2 and f"{part} " in done.stdout
-    assert min(result["peak_host_bytes"].values()) > 50 << 20  # more than the dataset alone
 
 
 @pytest.mark.parametrize("flag", ["--turn=2", "--turns=0", "--batches=0", "--batches=470"])
