@@ -148,6 +148,9 @@ def main(args: Namespace) -> None:
     path = args.output_dir / "peers.csv"
     with locked(args.output_dir):
         rows = {(row["name"], int(row["seed"])): row for row in read_table(path)}
+        for (name, _), row in rows.items():
+            if name in RECIPES and len(row["seconds"].split()) != RECIPES[name].epochs:
+                raise UserError(f"{path} has another schedule of {name}: take another --output-dir")
         for seed in range(1, args.seeds + 1):
             for name in NAMES[:: 1 if seed % 2 else -1]:  # in turn, so that a slow hour is nobody's own
                 if (name, seed) in rows:

@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from benchmarks import peers
 from config import ORIGINAL, RECIPES
+from errors import UserError
 from utils import get_loaders
 
 CPU = torch.device("cpu")
@@ -59,7 +60,8 @@ def test_a_comparison_goes_on_where_it_was_stopped(
         calls.append((name, seed))
         if len(calls) == 12:
             raise KeyboardInterrupt
-        return [(1.5, 98.0), (3.25, 99.0 + seed / 10)]
+        epochs = RECIPES[name].epochs if name in RECIPES else 2
+        return [(1.5, 98.0)] * (epochs - 1) + [(3.25, 99.0 + seed / 10)]
 
     monkeypatch.setattr(peers, "run_apart", run)
     args = Namespace(device="cpu", seeds=2, output_dir=tmp_path, child=None)
@@ -69,7 +71,7 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     assert sorted({*calls}) == sorted((name, seed) for name in peers.NAMES for seed in (1, 2))
     assert len(calls) == 2 * len(peers.NAMES) + 1
     rows = list(csv.DictReader((tmp_path / "peers.csv").open()))
-    assert len(rows) == 2 * len(peers.NAMES) and {row["seconds"] for row in rows} == {"1.50 3.25"}
+    assert len(rows) == 2 * len(peers.NAMES) and rows[-1]["seconds"] == "1.50 3.25"
     assert {row["torch"] for row in rows} == {torch.__version__}
     assert "| default | 99.150 ± 0.071 | 3 |" in capsys.readouterr().out
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
@@ -80,6 +82,9 @@ def test_a_comparison_goes_on_where_it_was_stopped(
     peers.main(Namespace(device="cpu", seeds=1, output_dir=tmp_path, child=None))
     kept = list(csv.DictReader((tmp_path / "peers.csv").open()))
     assert [row for row in kept if row["name"] != "new"] == rows and len(kept) == len(rows) + 1
+    monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], epochs=20))
+    with pytest.raises(UserError, match=r"peers\.csv has another schedule of default"):
+        peers.main(args)
 
 
 @pytest.mark.slow
