@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
@@ -94,7 +95,7 @@ def name_of(config: Config, data_path: str) -> str:
     recipe, settings = vars(RECIPES[config.recipe]), vars(config)
     changed = [f"{name}={settings[name]}" for name in SETTINGS if settings[name] != recipe[name]]
     if config.dataset == "folder":
-        changed.append("_".join(Path(data_path).parts[1:]))
+        changed.append(quote(data_path, safe=""))
     return "-".join([config.recipe, *changed])
 
 

@@ -198,12 +198,14 @@ def test_data_that_cannot_be_had_is_no_runs_result(tmp_path: Path) -> None:
     for split, name in itertools.product(("train", "test"), ("a", "b")):
         (tmp_path / "one" / split / name).mkdir(parents=True)
         Image.new("L", (28, 28), ord(name)).save(tmp_path / "one" / split / name / "1.png")
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.copytree(tmp_path / "one", tmp_path / "of_one")
+    (tmp_path / "of").mkdir()
     flags = ["--dataset=folder", "--epochs=1", "--batch-size=2", "--jobs=1", "--seeds=1", "--output-dir"]
     flags += [str(tmp_path / "sweep"), "--data-path"]
     with pytest.raises(UserError, match="No such file"):
         sweep.main(*sweep.parse_args([*flags, str(tmp_path / "wrong")]))
-    for name in ("one", "two"):  # each has a table of its own
+    (tmp_path / "one").rename(tmp_path / "of" / "one")
+    for name in ("of/one", "of_one"):  # each has a table of its own
         sweep.main(*sweep.parse_args([*flags, str(tmp_path / name)]))
     tables = [list(csv.DictReader(path.open())) for path in (tmp_path / "sweep").glob("*.csv")]
     assert [[row["error"] for row in table] for table in tables] == [[""], [""]]
