@@ -70,6 +70,6 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """Read the rows that ``write_table`` wrote to ``path``; none where there is no such file."""
-    with contextlib.suppress(FileNotFoundError), open(path, newline="") as file:
+    with contextlib.suppress(FileNotFoundError), open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
     return []

@@ -42,7 +42,7 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
     """Return the epochs in the metrics.csv at ``path``. Raises ``UserError`` if it isn't one, ``OSError``."""
     types = {entry.name: value_type(EpochMetrics, entry.name) for entry in fields(EpochMetrics)}
     try:
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return [EpochMetrics(**{name: types[name](text) for name, text in row.items()}) for row in rows]
     except (KeyError, TypeError, ValueError, csv.Error) as error:  # TypeError: a value or a column too few
