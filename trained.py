@@ -51,6 +51,8 @@ def load_trained(file: str | Path | None) -> Trained:
         return newest_trained()
     path = Path(file)
     content = read_checkpoint(path)
+    if "finished" in content:
+        raise UserError(f"{path} is what a run goes on from: name the best.pt beside it")
     bare = "conv1.weight" in content
     dataset = build(path, Dataset, content["dataset"]) if "dataset" in content else MNIST
     with torch.random.fork_rng(devices=[]):

@@ -166,6 +166,8 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
     assert_same_run(folder, tmp_path / "whole")
     call("--resume", str(folder / "last.pt"))  # finished: nothing happens
     assert_same_run(folder, tmp_path / "whole")
+    with pytest.raises(UserError, match=r"last\.pt is what a run goes on from: name the best\.pt"):
+        call("--test-only", "--weights", str(folder / "last.pt"))
 
 
 def test_what_contradicts_a_run_that_is_resumed_is_named(fake: list[float], tmp_path: Path) -> None:
