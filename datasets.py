@@ -197,8 +197,7 @@ def describe(name: str, classes: tuple[str, ...], images: Tensor) -> Dataset:
 
     Mean and deviation are rounded to four digits, as MNIST's are. Raises ``UserError`` if nothing is in them.
     """
-    chunks = torch.split(images, 1000)  # for little memory; integers, so that the result is always the same
-    counts = torch.stack([torch.bincount(chunk.flatten(), minlength=256) for chunk in chunks]).sum(0).double()
+    counts = torch.bincount(images.flatten(), minlength=256).double()
     levels, total = torch.arange(256, dtype=torch.float64) / 255, counts.sum()
     mean = (counts * levels).sum() / total
     std = round(((counts * (levels - mean) ** 2).sum() / total).sqrt().item(), 4)
