@@ -127,6 +127,8 @@ def main(config: Config, options: Options) -> None:
             raise UsageError(f"argument --dataset: the weights are of {trained.dataset.name}; leave it out")
         test(to_device(trained.model, device), device, get_test_loader(trained.dataset, data_path, device))
         return
+    if "data_path" in options.given and config.dataset == "mnist" and not options.resume:
+        raise UsageError("argument --data-path: MNIST came with the project; say by --dataset what is there")
     # A new run reads its data before it has a folder: if they can't be had, none is left behind. The settings
     # of a resumed one are known only once its folder is open.
     loaders = None if options.resume else get_loaders(config, device, data_path)

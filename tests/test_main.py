@@ -337,6 +337,9 @@ def test_a_run_on_a_folder_of_pictures(
     assert str(caught.value).endswith(f"main.py --resume runs/a --data-path '{data}'")
     with pytest.raises(UserError, match=r"--data-path .*other: not the data that runs/a was trained on"):
         call("--resume", "runs/a", "--data-path", str(other))
+    with pytest.raises(UsageError, match="argument --data-path: MNIST came with the project"):
+        call("--data-path", str(data), "--output-dir", "runs/b")  # --dataset folder was forgotten
+    assert not Path("runs", "b").exists()
     with pytest.raises(UsageError, match="argument --dataset: the run has folder, not mnist"):
         call("--resume", "runs/a", "--dataset", "mnist")
     capsys.readouterr()
