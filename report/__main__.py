@@ -154,8 +154,8 @@ def write_report(trained: Trained, data_path: str) -> str:
 
 def main(run: str | None, data_path: str = Options.data_path) -> None:
     """Write the report on ``run`` and print its result. Raises ``UserError`` and ``OSError``."""
-    folder = None if run is None else Path(run)
-    trained = load_trained(folder and (folder if folder.name == "best.pt" else folder / "best.pt"))
+    path = None if run is None else Path(run)
+    trained = load_trained(path / "best.pt" if path and path.is_dir() else path)
     print(f"Weights: {trained}", flush=True)
     print(write_report(trained, data_path), flush=True)
 
