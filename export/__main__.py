@@ -18,7 +18,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     files = "; ".join(f"{name}: {file}" for name, file in FILES.items())
     files += " (default: all; for other data sets than MNIST all but web)"
     parser.add_argument("formats", nargs="*", metavar="FORMAT", help=files)
-    weights = "a best.pt that main.py wrote (default: the newest run's, else the project's own)"
+    weights = "file of the weights (default: the newest run's, else the project's own)"
     parser.add_argument("--weights", metavar="FILE", help=weights)
     parser.add_argument(
         "--output-dir", metavar="DIR", help="where the files go (default: the folder of the weights)"

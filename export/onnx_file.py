@@ -23,7 +23,7 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
-        raise UserError("writing ONNX needs a package: pip install onnx") from None
+        raise UserError("ONNX needs packages: pip install onnx onnxruntime") from None
     nodes: list[onnx.NodeProto] = []
     constants: list[TensorProto] = []
 
@@ -72,7 +72,7 @@ def load(content: bytes) -> Predictor:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("checking ONNX needs a package: pip install onnxruntime") from None
+        raise UserError("ONNX needs packages: pip install onnx onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
