@@ -127,6 +127,7 @@ def main(config: Config, options: Options) -> None:
             raise UsageError(f"argument --dataset: the weights are of {trained.dataset.name}; leave it out")
         test(to_device(trained.model, device), device, get_test_loader(trained.dataset, data_path, device))
         return
+    # Not in parse_args: where a sweep's grid names the data sets, its command line doesn't.
     if "data_path" in options.given and config.dataset == "mnist" and not options.resume:
         raise UsageError("argument --data-path: MNIST came with the project; say by --dataset what is there")
     # A new run reads its data before it has a folder: if they can't be had, none is left behind. The settings

@@ -211,7 +211,7 @@ def progress_of(runs: dict[Path, Config], begin: float) -> tuple[int, str]:
     """Return how many epochs ``runs`` have behind them, and how far those are that moved since ``begin``."""
     epochs, going = 0, []
     for folder, config in runs.items():
-        with contextlib.suppress(OSError), open(folder / "metrics.csv") as file:
+        with contextlib.suppress(OSError), open(folder / "metrics.csv", encoding="utf-8") as file:
             accuracies = [f"{float(row['eval_accuracy']):.2f} %" for row in csv.DictReader(file)]
             epochs += len(accuracies)
             if os.fstat(file.fileno()).st_mtime >= begin and len(accuracies) < config.epochs:

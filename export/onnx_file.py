@@ -10,6 +10,7 @@ from errors import UserError
 from export.network import Predictor, layers
 from model import Net
 
+MISSING = "ONNX needs packages: pip install onnx onnxruntime"
 OPSET, IR_VERSION = 17, 8  # of 2022: what onnxruntime reads from 1.12 on, and other runtimes alike
 
 
@@ -23,7 +24,7 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
     except ImportError:
-        raise UserError("ONNX needs packages: pip install onnx onnxruntime") from None
+        raise UserError(MISSING) from None
     nodes: list[onnx.NodeProto] = []
     constants: list[TensorProto] = []
 
@@ -72,7 +73,7 @@ def load(content: bytes) -> Predictor:
     try:
         import onnxruntime
     except ImportError:
-        raise UserError("ONNX needs packages: pip install onnx onnxruntime") from None
+        raise UserError(MISSING) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
