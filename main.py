@@ -22,7 +22,7 @@ from model import Net
 from test import test
 from train import advance, make_optimizer, to_device, train
 from trained import load_trained
-from utils import Loaders, epoch_seed, get_loaders, get_test_loader
+from utils import Loaders, get_loaders, get_test_loader, stream_seed
 
 
 def print_summary(model: Net) -> None:
@@ -40,7 +40,7 @@ def print_summary(model: Net) -> None:
 
 def make_state(config: Config, device: torch.device, batches: int, num_classes: int) -> TrainingState:
     """Make the network, printing its summary, and what trains it over so many batches an epoch."""
-    torch.manual_seed(config.seed)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
     model = Net(config.dropout, num_classes)
     print_summary(model)
     to_device(model, device)
@@ -55,7 +55,7 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     train_loader, eval_loader = loaders
     device, begin = train_loader.images.device, time.perf_counter()
     lr = float(state.scheduler.get_last_lr()[0])
-    torch.manual_seed(epoch_seed(config.seed, epoch))
+    torch.manual_seed(stream_seed(config.seed, "dropout", epoch))
     train_loader.epoch = epoch
     train_loss, train_accuracy = train(
         state.model,

@@ -18,7 +18,10 @@ BAR_INTERVAL = 25  # batches between two looks at the device, each of which wait
 
 
 def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[SGD, OneCycleLR]:
-    """Make SGD and its schedule over ``total_steps`` steps."""
+    """Make SGD and its schedule over ``total_steps`` steps.
+
+    The first step is trained at ``config.lr``, however short the schedule is.
+    """
     optimizer = SGD(
         model.parameters(),
         lr=config.lr,
@@ -29,9 +32,9 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
     scheduler = OneCycleLR(
         optimizer,
         max_lr=config.max_lr,
-        total_steps=total_steps,
-        # A warm-up of exactly one step would make OneCycleLR divide by zero.
-        pct_start=0.0 if config.pct_start * total_steps == 1 else float(config.pct_start),
+        total_steps=max(total_steps, 2),
+        # A warm-up of less than two steps would begin behind the peak, or divide by zero.
+        pct_start=max(float(config.pct_start), 2 / max(total_steps, 2)),
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,9 +57,15 @@ def affine(
     return result.round_() if interpolation == "bilinear" else result
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Return what seeds the randomness of an epoch, counted from 1: so a run can go on from any of them."""
-    return seed + 1_000_003 * (epoch - 1)
+STREAMS = ("weights", "loader", "dropout")
+
+
+def stream_seed(seed: int, stream: str, epoch: int = 0) -> int:
+    """Derive from a run's ``seed`` the seed of one of its ``STREAMS``, in ``epoch``.
+
+    All these streams are independent. Each epoch has its own, so a run can be resumed after any of them.
+    """
+    return int(np.random.SeedSequence([seed, epoch, STREAMS.index(stream)]).generate_state(1)[0])
 
 
 @dataclass
@@ -90,7 +97,7 @@ class DeviceLoader:
                 yield normalize(self.images[batch, None], self.dataset), self.labels[batch]
             return
         device = self.images.device
-        generator = torch.Generator(device).manual_seed(epoch_seed(config.seed, self.epoch))
+        generator = torch.Generator(device).manual_seed(stream_seed(config.seed, "loader", self.epoch))
         self.epoch += 1
         order = torch.randperm(len(self.labels), generator=generator, device=device)
         for index in torch.split(order, self.batch_size):

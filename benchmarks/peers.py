@@ -49,7 +49,7 @@ from checkpoint import versions
 from files import locked, read_table, write_table
 from test import test
 from train import advance, make_optimizer, to_device, train
-from utils import DeviceLoader, get_loaders
+from utils import DeviceLoader, get_loaders, stream_seed
 
 Row = dict[str, str]
 Curve = list[tuple[float, float]]  # after each epoch: seconds, evaluations included, and test accuracy in %
@@ -73,7 +73,7 @@ def run_recipe(config: Config, device: torch.device) -> Curve:
 def run_conventional(config: Config, device: torch.device) -> Curve:
     """Train the original's settings through ``pipeline.py``'s conventional pipeline, with one worker."""
     train_loader, test_loader = conventional_loaders(device, workers=1)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
     model, steps = conventional_network(device), len(train_loader)
     optimizer, scheduler = make_optimizer(model, config, config.epochs * steps)
     optimizer.param_groups[0]["fused"] = None  # as SGD is by default
@@ -99,7 +99,7 @@ def run_large(epochs: int, config: Config, device: torch.device) -> Curve:
     """Train ``large_network`` for so many ``epochs``, on batches that are always the same."""
     full, test_loader = get_loaders(config, device)
     train_loader = DeviceLoader(full.images, full.labels, 256)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(stream_seed(config.seed, "weights"))
     model = to_device(large_network(), device)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.7, 0.9), fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(

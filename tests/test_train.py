@@ -151,6 +151,7 @@ def test_schedule_of_any_length_ends_at_its_last_step(total_steps: int, pct_star
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         advance(scheduler)
+    assert math.isclose(rates[0], ORIGINAL.lr)
     if total_steps > 2 and pct_start == 1:
         assert rates == sorted(rates) and math.isclose(rates[-1], ORIGINAL.max_lr)
     elif total_steps > 2:

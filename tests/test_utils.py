@@ -13,7 +13,7 @@ from torchvision.transforms import functional as TF
 import utils
 from config import ORIGINAL
 from datasets import MEAN, STD
-from utils import DeviceLoader, affine, get_loaders, normalize
+from utils import STREAMS, DeviceLoader, affine, get_loaders, normalize, stream_seed
 
 CPU = torch.device("cpu")
 
@@ -117,6 +117,18 @@ def test_each_epoch_is_another_draw_and_seed_and_epoch_determine_it(train_set: S
     ((again, _),), ((later, _),), ((other, _),) = loader(1), loader(1, 2), loader(2)
     assert torch.equal(first, again) and torch.equal(second, later)
     assert not torch.equal(first, second) and not torch.equal(first, other)
+
+
+def test_the_streams_of_a_run_are_independent() -> None:
+    """Equal seeds would draw equal numbers: a batch's order would repeat in the weights and in dropout."""
+    seeds = [
+        stream_seed(seed, stream, epoch) for seed in range(20) for stream in STREAMS for epoch in range(20)
+    ]
+    assert len(set(seeds)) == len(seeds) == 20 * 3 * 20 and 0 <= min(seeds) and max(seeds) < 2**32
+    draws = torch.stack(
+        [torch.rand(10_000, generator=torch.Generator().manual_seed(seed)) for seed in seeds[:60]]
+    )
+    assert (draws.corrcoef() - torch.eye(60)).abs().max() < 0.05  # five standard deviations
 
 
 def test_distortions_are_uniform_and_independent(train_set: Set, monkeypatch: pytest.MonkeyPatch) -> None:
