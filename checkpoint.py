@@ -1,32 +1,28 @@
-"""A run's folder: make it, write into it, read it back."""
+"""A run's folder: save, load, resume. And the trained network in it: find, read, ask."""
 
 import contextlib
-import io
-import pickle
 import platform
-import shlex
+import re
 import tempfile
 import time
-import warnings
-import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torchvision
-from torch.optim import SGD
-from torch.optim.lr_scheduler import OneCycleLR
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from config import Config, Options, flag, value_type
+from config import Config, Options, check_resumed, choose_data_path, select_device, value_type
 from datasets import MNIST, Dataset
-from errors import UsageError, UserError
-from files import locked, replace_file, write_table
 from model import Net
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from runtime.errors import UsageError, UserError
+from runtime.files import claim_folder, locked, warn, write_table
+from runtime.tensor_files import load_tensors, save_tensors
+from utils import EVALUATION_BATCH, Loaders, get_loaders, normalize
 
 FORMAT = 2  # of best.pt and last.pt
 T = TypeVar("T")
@@ -34,238 +30,288 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch's line of metrics.csv. Losses are negative log-likelihoods, accuracies in percent."""
+    """A row of metrics.csv. Losses are mean negative log-likelihoods, accuracies are in percent."""
 
     epoch: int  # from 1
-    lr: float  # at the epoch's start
-    train_loss: float  # of images as they were trained on: rotated, with dropout, before each step
+    lr: float  # at the start of the epoch
+    train_loss: float  # of the images as trained on: distorted, with dropout, each before its step
     train_accuracy: float
-    split: str  # what was evaluated on: "test", or "holdout", training images that were not trained on
+    split: str  # what was evaluated: "test", or "holdout", training images that were held out
     eval_loss: float
     eval_accuracy: float
     seconds: float  # of training and evaluation
 
+    def __post_init__(self) -> None:
+        possible = all(0 <= value <= 100 for value in (self.train_accuracy, self.eval_accuracy))  # not NaN
+        if not (possible and self.epoch >= 1 and self.split in ("test", "holdout")):
+            raise ValueError(f"impossible metrics of epoch {self.epoch}")
+
     @property
     def split_name(self) -> str:
-        """What was evaluated on, in words."""
+        """What was evaluated, in words."""
         return "test set" if self.split == "test" else "held-out images"
-
-    def add_to(self, writer: "SummaryWriter") -> None:
-        """Add this epoch to TensorBoard's curves."""
-        for name in ("lr", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy"):
-            split, _, kind = name.replace("eval", self.split).rpartition("_")
-            writer.add_scalar(f"{kind}/{split}" if split else kind, getattr(self, name), self.epoch)
-        writer.flush()
 
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """What last.pt holds of a run, besides the training state."""
 
     config: Config
     device: str
+    data_path: str
+    dataset: Dataset
     versions: dict[str, str]
     metrics: list[EpochMetrics] = field(default_factory=list)
     finished: bool = False
-    dataset: Dataset = MNIST
+    best_model: dict[str, Tensor] | None = None  # weights of the first epoch with the highest accuracy
 
     @property
     def epoch(self) -> int:
-        """The last epoch that is complete; 0 before the first."""
+        """The last complete epoch; 0 before the first."""
         return len(self.metrics)
 
     @property
     def best_accuracy(self) -> float:
-        """The highest accuracy in evaluation so far, in percent; -1 before the first, which may have 0."""
+        """The highest accuracy in evaluation so far, in percent; -1 before the first epoch."""
         return max((row.eval_accuracy for row in self.metrics), default=-1.0)
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What changes while a run trains."""
+    """The objects that change while a run trains."""
 
     model: Net
-    optimizer: SGD
-    scheduler: OneCycleLR
-    ema: Net | None  # the running average of the network
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    ema: Net | None  # running average of the network
 
     @property
     def tested(self) -> Net:
-        """The network that is evaluated and kept: the running average, where there is one."""
+        """The network that is evaluated and saved: the running average, if there is one."""
         return self.model if self.ema is None else self.ema
 
 
+@dataclass
+class Run:
+    """A run that is open: its folder, which no other process can open, its data, and its progress."""
+
+    folder: Path
+    loaders: Loaders
+    progress: Progress
+    states: dict[str, Any] = field(default_factory=dict)  # state dicts of a resumed ``TrainingState``
+    saved_epoch: int = 0  # the last one that last.pt has
+
+
 def versions() -> dict[str, str]:
-    """Return what the results depend on beside the code: Python, torch, torchvision, the machine."""
+    """Return what a result depends on besides the code."""
+    packages = {name: version(name) for name in ("torch", "torchvision")}
     return {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "torchvision": str(torchvision.__version__),
+        **packages,
         "machine": f"{platform.system()} {platform.machine()}",
     }
 
 
 @contextlib.contextmanager
-def open_run(
-    config: Config, options: Options, device: torch.device, dataset: Dataset | None = None
-) -> Iterator[tuple[Path, Progress]]:
-    """Open the folder of a run, new or resumed as ``options`` say, and keep other processes out of it.
-
-    Raises ``UsageError`` where ``options`` contradict a run that is resumed, ``UserError`` where the
-    folder can't be used, ``OSError``, and ``KeyboardInterrupt`` with a message on how the run goes on.
-    """
-    progress = Progress(config, str(device), versions(), dataset=dataset or MNIST)
-    if options.dry_run:
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary), progress
-        return
-    if options.resume is None:
-        folder = make_run_folder(options.output_dir, f"{config.recipe}-seed{config.seed}")
-    else:
-        path = Path(options.resume)
-        folder = path.parent if path.name == "last.pt" else path
-    with locked(folder):
-        if options.resume is None:
-            save_progress(folder, progress)
+def open_run(config: Config, options: Options) -> Iterator[Run]:
+    """Open a new run, or one that is resumed, and load its data."""
+    with contextlib.ExitStack() as stack:
+        if options.resume is not None:
+            folder = Path(options.resume)
+            folder = folder.parent if folder.name == "last.pt" else folder
+            stack.enter_context(locked(folder))
+            yield resume_run(folder, config, options)
+            return
+        # The data comes first: if it can't be loaded, no folder is left behind.
+        device = select_device(options.device)
+        data_path = choose_data_path(options, config.dataset, options.data_path)
+        loaders = get_loaders(config, device, data_path)
+        dataset = loaders[0].dataset
+        if dataset.target_accuracy is None and "early_stopping" not in options.given:
+            config = replace(config, early_stopping=False)
+        progress = Progress(config, str(device), data_path, dataset, versions())
+        if options.dry_run:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
-            progress = load_progress(folder)
-            for name in sorted(options.given & vars(config).keys()):
-                stored, given = getattr(progress.config, name), getattr(config, name)
-                if stored != given:
-                    raise UsageError(
-                        f"argument {flag(name)}: the run has {stored}, not {given}; leave it out"
-                    )
-            progress.versions = versions()
-            progress.device = progress.device if options.device == "auto" else str(device)
-        try:
-            yield folder, progress
-        except KeyboardInterrupt as stop:
-            epoch = load_progress(folder).epoch  # progress may be ahead of it
-            done = f"saved up to epoch {epoch}" if epoch else "no epoch was complete"
-            again = f"python main.py --resume {shlex.quote(str(folder))}"
-            again += f" --data-path {shlex.quote(options.data_path)}" if "data_path" in options.given else ""
-            raise type(stop)(f"{done}; to go on: {again}") from None
+            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-seed{config.seed}"
+            folder = claim_folder(options.output_dir, Path("runs", name))
+        stack.enter_context(locked(folder))
+        run = Run(folder, loaders, progress)
+        save_run(run)
+        yield run
 
 
-def make_run_folder(output_dir: str | None, name: str) -> Path:
-    """Claim a folder for a run: ``output_dir``, or a new one for ``name`` under runs/.
-
-    Creating its metrics.csv, which only one process can do, is the claim, so two runs never share
-    a folder. Raises ``UserError`` where ``output_dir`` holds anything, and ``OSError``.
-    """
-    stem, count = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}", 1
-    while True:
-        path = Path(output_dir or Path("runs", stem if count == 1 else f"{stem}-{count}"))
-        path.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):  # another run has just claimed it
-            if not any(path.iterdir()):
-                (path / "metrics.csv").touch(exist_ok=False)
-                return path
-        if output_dir is not None:
-            raise UserError(f"--output-dir {path} is not empty: name a new one")
-        count += 1
-
-
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content``, of tensors and plain values, to ``path``, whole or not at all."""
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **content}, buffer)
-    replace_file(path, buffer.getvalue())
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what ``save_checkpoint`` wrote, whatever is in it, onto the CPU, running no code from it.
-
-    Raises ``OSError``, and ``UserError`` when it isn't a dictionary of tensors and plain values.
-    """
-    content = path.read_bytes()
+def resume_run(folder: Path, config: Config, options: Options) -> Run:
+    """Load the run in ``folder``, as far as ``options`` allow with changes; restore best.pt and metrics.csv."""
+    progress, states = load_run(folder)
+    check_resumed(progress.config, config, options.given)
+    if progress.best_model is not None:
+        save_best(folder, progress)
+    save_metrics(folder, progress)
+    if "device" in options.given:
+        progress.device = str(select_device(options.device))
     try:
-        # What torch.save writes is a zip file, whose CRCs torch ignores.
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} in it has changed since it was written")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch comments on foreign formats, then refuses them
-            checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path} is refused: damaged, or more than tensors and plain values") from None
-    except Exception as error:  # damaged bytes lead zipfile and torch into whatever error they happen to
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} is damaged, or no checkpoint: {reason}") from None
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"{path} is not a checkpoint of this project: it has no entry 'model'")
-    if "conv1.weight" not in checkpoint and checkpoint.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by this version of the project, which can't read it")
-    return checkpoint
+        device = select_device(progress.device)
+    except UsageError:
+        problem = f"{folder} was trained on {progress.device}, which can't be used here"
+        raise UserError(f"{problem}: to continue on the CPU, add --device cpu") from None
+    progress.data_path = choose_data_path(options, progress.dataset.name, progress.data_path)
+    if progress.dataset != MNIST and not Path(progress.data_path).exists():
+        raise UserError(f"the data of {folder} is no longer in {progress.data_path}: add --data-path")
+    loaders = get_loaders(progress.config, device, progress.data_path)
+    if loaders[0].dataset != progress.dataset:
+        raise UserError(f"--data-path {progress.data_path}: not the data that {folder} was trained on")
+    progress.versions = versions()
+    return Run(folder, loaders, progress, states, progress.epoch)
 
 
-def build(path: Path, kind: type[T], values: Any) -> T:
-    """Make a ``kind`` of ``values``, read from ``path``. Raises ``UserError`` where they don't fit."""
+def save_run(run: Run, state: TrainingState | None = None) -> None:
+    """Write last.pt, from which a run is resumed, and then best.pt and metrics.csv, which follow from it."""
+    progress = run.progress
+    parts = {} if state is None else vars(state)
+    states = {name: part.state_dict() for name, part in parts.items() if part is not None}
+    save_tensors(run.folder / "last.pt", {"format": FORMAT} | asdict(progress) | states)
+    run.saved_epoch = progress.epoch
+    if progress.metrics and progress.metrics[-1].eval_accuracy == progress.best_accuracy:
+        save_best(run.folder, progress)
+    save_metrics(run.folder, progress)
+
+
+def save_best(folder: Path, progress: Progress) -> None:
+    """Write best.pt: the weights of the best epoch, with its metrics, settings, data set and versions."""
+    values = asdict(progress)
+    content = {name: values[name] for name in ("config", "dataset", "data_path", "versions")}
+    content["metrics"] = max(values["metrics"], key=lambda row: float(row["eval_accuracy"]))
+    save_tensors(folder / "best.pt", {"format": FORMAT, "model": progress.best_model} | content)
+
+
+def save_metrics(folder: Path, progress: Progress) -> None:
+    """Write metrics.csv. If that fails, only warn: last.pt has its rows too."""
     try:
-        made = kind(**values)
-        for name, value in values.items() if kind not in (Config, Dataset) else ():  # they check theirs
-            expected = value_type(kind, name)
-            if not isinstance(value, (int, float) if expected is float else expected):
-                raise TypeError(name)
-    except (TypeError, UserError):
-        raise UserError(f"{path} does not fit this version of the project: another {kind.__name__}") from None
-    return made
+        write_table(folder / "metrics.csv", [*map(asdict, progress.metrics)])
+    except OSError as error:
+        warn(f"{error}; the next epoch, or --resume, writes it again")
 
 
-def save_best(folder: Path, progress: Progress, model: Net, row: EpochMetrics) -> None:
-    """Write best.pt: the weights of ``model``, its ``row`` of metrics.csv, settings, data and versions."""
-    about = {"config": asdict(progress.config), "dataset": asdict(progress.dataset)}
-    about |= {"versions": progress.versions, "metrics": asdict(row)}
-    save_checkpoint(folder / "best.pt", about | {"model": model.state_dict()})
-
-
-def save_progress(folder: Path, progress: Progress, state: TrainingState | None = None) -> None:
-    """Write metrics.csv and then last.pt, which holds ``progress`` and the states of ``state``."""
-    write_table(folder / "metrics.csv", [*map(asdict, progress.metrics)])
-    named = {} if state is None else vars(state)
-    states = {name: part.state_dict() for name, part in named.items() if part is not None}
-    save_checkpoint(folder / "last.pt", asdict(progress) | states)
-
-
-def load_progress(folder: Path) -> Progress:
-    """Read the progress of the run in ``folder`` from its last.pt.
-
-    Raises ``OSError``, and ``UserError`` when it is damaged or doesn't hold a run's progress.
-    """
+def load_run(folder: Path) -> tuple[Progress, dict[str, Any]]:
+    """Read last.pt in ``folder``: the run's progress, and the state dicts of its ``TrainingState``."""
     path = folder / "last.pt"
     content = read_checkpoint(path)
-    values = {entry.name: content.get(entry.name) for entry in fields(Progress)}
-    values["config"] = build(path, Config, values["config"])
-    values["dataset"] = build(path, Dataset, content.get("dataset", asdict(MNIST)))
+    values = {entry.name: content.pop(entry.name, None) for entry in fields(Progress)}
+    values["config"] = load_dataclass(path, Config, values["config"])
+    values["dataset"] = load_dataclass(path, Dataset, values["dataset"])
     if isinstance(values["metrics"], list):
-        values["metrics"] = [build(path, EpochMetrics, row) for row in values["metrics"]]
-    return build(path, Progress, values)
+        values["metrics"] = [load_dataclass(path, EpochMetrics, row) for row in values["metrics"]]
+    return load_dataclass(path, Progress, values), content
 
 
-def restore(folder: Path, progress: Progress, state: TrainingState) -> None:
-    """Bring ``state`` and metrics.csv to what last.pt in ``folder`` holds.
-
-    Raises ``UserError`` where it doesn't fit, and ``OSError``.
-    """
-    states = read_checkpoint(folder / "last.pt")
+def restore(run: Run, state: TrainingState) -> None:
+    """Load the state dicts of a resumed ``run`` into ``state``."""
     try:
         for name, part in vars(state).items():
             if part is not None:
-                if part.state_dict().keys() != states[name].keys():
+                if part.state_dict().keys() != run.states[name].keys():
                     raise ValueError(f"another {name}")
-                part.load_state_dict(states[name])
+                part.load_state_dict(run.states[name])
     except Exception as error:  # a last.pt of another version can fail to fit in any way
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{folder / 'last.pt'} does not fit this version of the project: {reason}") from None
-    write_table(folder / "metrics.csv", [*map(asdict, progress.metrics)])
+        path = run.folder / "last.pt"
+        raise UserError(f"{path} does not fit this version of the project: {reason}") from None
 
 
-def tensorboard_writer(folder: Path, metrics: list[EpochMetrics]) -> "SummaryWriter":
-    """Open TensorBoard's curves in ``folder`` with the epochs so far, in place of what was written before."""
-    from torch.utils.tensorboard import SummaryWriter
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read best.pt, last.pt, or another file of weights, which has no format number."""
+    content = load_tensors(path)
+    number = content.pop("format", FORMAT)
+    if type(number) is not int or number != FORMAT:
+        raise UserError(f"{path} was written by another version of the project, which this one can't read")
+    return content
 
-    writer = SummaryWriter(folder, purge_step=0)
-    for row in metrics:
-        row.add_to(writer)
-    return writer
+
+def load_dataclass(path: Path, kind: type[T], values: Any) -> T:
+    """Make a ``kind`` of ``values``, read from ``path``, if names, types and ranges fit."""
+    try:
+        instance = kind(**values)
+        for entry in fields(instance) if kind not in (Config, Dataset) else ():  # type: ignore[arg-type]
+            value, expected = getattr(instance, entry.name), value_type(kind, entry.name)
+            if value is not entry.default and not isinstance(
+                value, (int, float) if expected is float else expected
+            ):
+                raise TypeError(entry.name)
+    except (TypeError, ValueError, UserError):
+        raise UserError(f"{path} does not fit this version of the project: another {kind.__name__}") from None
+    return instance
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, on the CPU and in evaluation mode. Of bare weights, nothing else is known."""
+
+    path: Path
+    model: Net
+    metrics: EpochMetrics | None = None  # of the epoch with these weights
+    config: Config | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    dataset: Dataset = MNIST
+    data_path: str = Options.data_path
+
+    @torch.inference_mode()
+    def log_probs(self, images: Tensor) -> Tensor:
+        """Map images of its data set, uint8 (N, 28, 28), to log-probabilities, float32 (N, classes)."""
+        batches = torch.split(images.unsqueeze(1), EVALUATION_BATCH)
+        return torch.cat([self.model(normalize(batch, self.dataset)) for batch in batches])
+
+    def __str__(self) -> str:
+        if self.metrics is None:
+            return str(self.path)
+        name = self.metrics.split_name
+        if self.dataset != MNIST:
+            name += f" of {self.dataset.name}"
+        return f"{self.path} (epoch {self.metrics.epoch}: {self.metrics.eval_accuracy:.2f}% on the {name})"
+
+
+def load_trained(file: str | Path | None) -> Trained:
+    """Read a trained network from a best.pt, or another file of ``Net``'s state dict; None: the newest one."""
+    if file is None:
+        return newest_trained()
+    path = Path(file)
+    content = read_checkpoint(path)
+    if "finished" in content:
+        raise UserError(f"{path} is for resuming a run: name the best.pt beside it")
+    kinds = {"metrics": EpochMetrics, "config": Config, "dataset": Dataset}
+    known: dict[str, Any] = {
+        name: load_dataclass(path, kind, content[name]) for name, kind in kinds.items() if name in content
+    }
+    known |= {name: content[name] for name in ("versions", "data_path") if name in content}
+    with torch.random.fork_rng(devices=[]):
+        model = Net(num_classes=len(known["dataset"].classes) if "dataset" in known else 10).eval()
+    try:
+        model.load_state_dict(find_state_dict(content))
+    except Exception:  # whatever the file holds instead
+        raise UserError(f"{path} holds another network than the one in model.py") from None
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all() or (name.endswith("running_var") and (value < 0).any()):
+            raise UserError(f"{path} is refused: impossible values in {name}")
+    return load_dataclass(path, Trained, {"path": path, "model": model, **known})
+
+
+def find_state_dict(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the state dict in ``content``, without the prefixes of ``DataParallel`` and ``torch.compile``."""
+    for name in ("model", "state_dict", "model_state_dict"):
+        content = content.get(name, content)
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in content.items()}
+
+
+def newest_trained() -> Trained:
+    """Read the best.pt of the newest run under runs/, or else of weights/, which comes with the project.
+
+    Runs that trained on a few batches only, by --limit-train-batches, don't count.
+    """
+    paths = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in paths:
+        with contextlib.suppress(UserError, OSError):  # of an earlier version, for example
+            trained = load_trained(path)
+            if trained.config is not None and trained.config.limit_train_batches is None:
+                return trained
+    included = Path(__file__).parent / "weights" / "best.pt"
+    return load_trained(included.relative_to(Path.cwd()) if included.is_relative_to(Path.cwd()) else included)

@@ -1,84 +1,88 @@
 """Every setting once: its default, range and help; the recipes; and the command line made from them.
 
-Imports nothing heavy, so that ``--help`` and mistakes answer at once.
+This module imports nothing slow, so ``--help`` and wrong arguments are answered at once.
 """
 
 import argparse
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from types import UnionType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
-from errors import UsageError
+from runtime.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
 
-# Data sets by their names here, and torchvision's classes for them, which are made like its MNIST.
+# Data sets that torchvision downloads: the name for --dataset, and torchvision's class, which must be like its MNIST.
 TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
 
-def setting(default: Any, text: str, low: float = 0, high: float = 0, choices: Sequence[str] = ()) -> Any:
-    """Make a dataclass field with its help, and for a number its range, both ends included."""
-    return field(default=default, metadata={"help": text, "low": low, "high": high, "choices": choices})
+def setting(default: Any, help: str, low: float = 0, high: float = 0, choices: Sequence[str] = ()) -> Any:
+    """Make a dataclass field with its help and, for a number, its range, both ends included."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Config:
-    """What determines a run's result.
+    """The settings that determine a run's result.
 
-    The defaults here are the published notebook's, number by number; those of the command line are DEFAULT's.
-
-    Raises ``UsageError`` where a value is not of its type or out of its range.
+    The defaults here are the published notebook's; those of the command line are the recipe ``DEFAULT``.
+    A value of a wrong type or out of its range raises ``UsageError``.
     """
 
     recipe: str = setting(
         "original",
-        "named set of the settings below; a flag beside it overrides it",
+        "named set of the settings below; other flags override it",
         choices=("default", "best", "fast", "original"),
     )
-    dataset: str = setting("mnist", "what to learn", choices=("mnist", *TORCHVISION, "folder"))
+    dataset: str = setting("mnist", "data set", choices=("mnist", *TORCHVISION, "folder"))
     epochs: int = setting(19, "passes over the training set", 1, 10_000)
     batch_size: int = setting(128, "images in a training step", 1, 60_000)
-    # The notebook gives SGD lr=0.015 and momentum=0.9. OneCycleLR replaces both before the first step, by
-    # max_lr / div_factor = 0.015 / 10 and by its cycle of the momentum; these are the values that act.
+    # The notebook passes lr=0.015 and momentum=0.9 to SGD, but OneCycleLR replaces both before the first step:
+    # by max_lr / div_factor = 0.015 / 10, and by cycled momentum. These are the values that take effect.
     lr: float = setting(0.0015, "learning rate at the start of the schedule", 1e-9, 100)
     max_lr: float = setting(0.015, "learning rate at the peak of the schedule", 1e-9, 100)
-    final_div_factor: float = setting(100.0, "learning rate at the start over that at the end", 1, 1e9)
+    final_div_factor: float = setting(100.0, "learning rate at the start, divided by that at the end", 1, 1e9)
     pct_start: float = setting(0.2, "share of the schedule before the peak", 0, 1)
     momentum: float | None = setting(
-        None, "constant momentum (default: moves from max to base momentum and back)", 0, 0.9999
+        None, "constant momentum (default: cycled from max to base momentum and back)", 0, 0.9999
     )
     base_momentum: float = setting(0.85, "momentum at the peak of the learning rate", 0, 0.9999)
     max_momentum: float = setting(0.95, "momentum at the start and the end", 0, 0.9999)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 1)
-    # The notebook moves the schedule after each epoch, by an epoch's steps at once.
+    # The notebook moves the schedule after each epoch only, by the steps of an epoch at once.
     schedule_interval: str = setting("epoch", "when the learning rate moves", choices=("batch", "epoch"))
-    rotation: float = setting(7.0, "largest angle of an image in degrees, either way", 0, 180)
-    interpolation: str = setting("nearest", "how it is sampled", choices=("nearest", "bilinear"))
-    translation: float = setting(0.0, "largest shift of an image in pixels, each way", 0, 28)
-    scale: float = setting(0.0, "largest change of its width and height, each by itself, as a share", 0, 0.9)
-    shear: float = setting(0.0, "largest shear to either side, as a share of the height", 0, 2)
-    dropout: float = setting(0.05, "share of the activations that are dropped", 0, 0.99)
-    label_smoothing: float = setting(0.0, "share of each target that is spread over all classes", 0, 1)
+    rotation: float = setting(7.0, "largest rotation of an image to either side, in degrees", 0, 180)
+    interpolation: str = setting(
+        "nearest", "interpolation of a rotated image", choices=("nearest", "bilinear")
+    )
+    translation: float = setting(0.0, "largest shift of an image in each direction, in pixels", 0, 28)
+    scale: float = setting(0.0, "largest relative change of its width, and of its height", 0, 0.9)
+    shear: float = setting(0.0, "largest shear of an image to either side, relative to its height", 0, 2)
+    dropout: float = setting(0.05, "probability that an activation is dropped", 0, 0.99)
+    label_smoothing: float = setting(0.0, "share of each target that is distributed over all classes", 0, 1)
     model_ema_decay: float = setting(
-        0.0, "share of itself that a running average of the weights keeps at each step; 0: none", 0, 0.999999
+        0.0, "decay of the running average of the weights, which is evaluated; 0: no average", 0, 0.999999
     )
-    target_accuracy: float = setting(99.4, "accuracy in percent at which a run stops early", 0, 100)
+    target_accuracy: float = setting(
+        99.4, "accuracy in percent for early stopping, which it turns on", 0, 100
+    )
     early_stopping: bool = setting(
-        True, "stop at the first epoch that reaches the target; without this flag, on MNIST alone"
+        True, "stop after the first epoch that reaches the target (default for other data sets: no)"
     )
-    seed: int = setting(1, "determines the whole run", 0, 2**32 - 1)
+    seed: int = setting(1, "determines all random numbers of the run", 0, 2**32 - 1)
     holdout: int = setting(
-        0, "hold so many training images out and evaluate on them, not on the test set", 0, 50_000
+        0, "number of training images to hold out, for evaluation in place of the test set", 0, 50_000
     )
     limit_train_batches: int | None = setting(
-        None, "train on the first so many batches of each epoch (default: all)", 1, 10**6
+        None, "number of batches to train on in each epoch (default: all)", 1, 10**6
     )
     use_deterministic_algorithms: bool = setting(
-        False, "make the seed determine a run on CUDA too, at some cost in time"
+        False, "make a run repeatable bit for bit on CUDA too, which takes longer"
     )
 
     def __post_init__(self) -> None:
@@ -91,12 +95,12 @@ class Config:
 
 
 def flag(name: str) -> str:
-    """Return the flag of the setting ``name``."""
+    """Return the command-line flag of the setting ``name``."""
     return "--" + name.replace("_", "-")
 
 
 def value_type(settings: type, name: str) -> type:
-    """Return the type of the dataclass's field ``name``; of one that may be None, the other type."""
+    """Return the type of a dataclass's field ``name``, without ``| None`` and type parameters."""
     hint = get_type_hints(settings)[name]
     if get_origin(hint) is UnionType:
         hint = get_args(hint)[0]
@@ -105,26 +109,36 @@ def value_type(settings: type, name: str) -> type:
 
 
 def check(name: str, value: object) -> None:
-    """Raise ``UsageError`` where ``value`` can't be that of the setting ``name``."""
+    """Raise ``UsageError`` if ``value`` is not allowed for the setting ``name``."""
     entry = Config.__dataclass_fields__[name]
     kind, low, high = value_type(Config, name), entry.metadata["low"], entry.metadata["high"]
-    if (value is None and entry.default is None) or (kind is bool and isinstance(value, bool)):
+    if value is None and entry.default is None:
         return
     if kind is str:
-        good, wanted = value in entry.metadata["choices"], f"one of {', '.join(entry.metadata['choices'])}"
-    elif isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
-        good, wanted = False, f"of type {kind.__name__}"
+        valid, expected = value in entry.metadata["choices"], f"one of {', '.join(entry.metadata['choices'])}"
+    elif not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (
+        kind is bool
+    ):
+        valid, expected = False, f"of type {kind.__name__}"
     else:
-        good, wanted = low <= value <= high, f"from {low:,} to {high:,}"  # NaN is not in between
-    if not good:
-        raise UsageError(f"argument {flag(name)}: must be {wanted}, not {value!r}")
+        valid, expected = kind is bool or low <= value <= high, f"from {low:,} to {high:,}"  # false for NaN
+    if not valid:
+        raise UsageError(f"argument {flag(name)}: must be {expected}, not {value!r}")
+
+
+def check_resumed(stored: Config, config: Config, given: Set[str]) -> None:
+    """Raise ``UsageError`` if a flag, one of ``given``, contradicts the ``stored`` settings of a resumed run."""
+    for name in sorted(given & vars(config).keys()):
+        old, new = getattr(stored, name), getattr(config, name)
+        if old != new:
+            raise UsageError(f"argument {flag(name)}: the run has {old}, not {new}; leave it out")
 
 
 ORIGINAL = Config()
 
-# The original, number by number, but for four things: the schedule moves with each batch, as PyTorch
-# documents it; it peaks twenty times higher; rotated images are sampled between pixels; and what is tested is
-# the running average of the weights. docs/results.md says what was measured of them.
+# Four differences from the original: the schedule moves with each batch, as PyTorch documents it; its peak is 20
+# times higher; rotation is bilinear; and the running average of the weights is tested. docs/results.md has the
+# effect of each.
 DEFAULT = replace(
     ORIGINAL,
     recipe="default",
@@ -135,8 +149,8 @@ DEFAULT = replace(
     model_ema_decay=0.998,
 )
 
-# Of the short schedules tried, the best on held-out images for its time (benchmarks/results/tries.md). Label
-# smoothing makes its probabilities too low.
+# The best accuracy for its training time, among the short schedules tried on held-out images
+# (benchmarks/results/tries.md). Label smoothing makes its confidences too low.
 FAST = replace(
     DEFAULT,
     recipe="fast",
@@ -150,8 +164,8 @@ FAST = replace(
     early_stopping=False,
 )
 
-# The most distortion, and label smoothing, which on held-out images is what counts among its settings
-# (benchmarks/results/tries.md). On the test set its mean is not distinguishable from the default's.
+# The most distortion, and label smoothing, which contributes most on held-out images
+# (benchmarks/results/tries.md). On the test set, its mean does not differ significantly from the default's.
 BEST = replace(
     DEFAULT,
     recipe="best",
@@ -172,25 +186,31 @@ RECIPES = {config.recipe: config for config in (DEFAULT, BEST, FAST, ORIGINAL)}
 
 @dataclass(frozen=True)
 class Options:
-    """How a run is carried out, which may change when it is resumed."""
+    """The options that don't change a run's result, and may differ when it is resumed."""
 
-    output_dir: str | None = setting(None, "new or empty folder for the run (default: a new one under runs/)")
-    resume: str | None = setting(None, "folder of a run that was stopped, to go on with its settings")
+    output_dir: str | None = setting(
+        None, "new or empty folder for the results (default: a new one under runs/)"
+    )
+    resume: str | None = setting(None, "folder of a stopped run; it continues with the same settings")
     data_path: str = setting(
-        "data", "where the data set lies, or is downloaded to; MNIST came with the project"
+        "data", "folder of the data set, or for its download; MNIST is included and needs none"
     )
-    device: str = setting("auto", "cpu, cuda, cuda:N or mps; auto: the first of cuda, mps, cpu")
-    test_only: bool = setting(False, "evaluate trained weights on the test set, and train nothing")
+    device: str = setting("auto", "cpu, cuda, cuda:N or mps; auto: the first available of cuda, mps, cpu")
+    test_only: bool = setting(False, "only evaluate trained weights on the test set")
     weights: str | None = setting(
-        None, "with --test-only: file of the weights (default: the newest run's, else the project's own)"
+        None, "with --test-only: file of the weights (default: the newest run's, or else the included ones)"
     )
-    tensorboard: bool = setting(False, "write the curves for TensorBoard as well")
-    dry_run: bool = setting(False, "one epoch of three batches, nothing kept: whether everything works")
-    given: frozenset[str] = frozenset()  # the names of all the settings that the command line sets
+    tensorboard: bool = setting(False, "also write the curves for TensorBoard")
+    dry_run: bool = setting(False, "check that everything works: one epoch of three batches, no results kept")
+    given: frozenset[str] = frozenset()  # names of the settings and options that were given as flags
+
+
+WEIGHTS_HELP = "file of the weights (default: the newest run's, or else the included ones)"
+DATA_PATH_HELP = "folder of the data set, if it has moved since the training; MNIST needs none"
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ``UsageError``; it takes no abbreviations of flags."""
+    """An argument parser that raises ``UsageError``, and allows no abbreviations of flags."""
 
     def __init__(self, program: str, description: str) -> None:
         super().__init__(program, description=description, allow_abbrev=False)
@@ -200,26 +220,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_flags(group: argparse._ArgumentGroup, settings: Config | Options) -> None:
-    """Add a flag for each of ``settings``, which are the defaults that its help shows."""
+    """Add a flag for each of ``settings``; their values are the defaults that the help shows."""
     for entry in fields(settings):
         if not entry.metadata:
             continue
         kind, default = value_type(type(settings), entry.name), getattr(settings, entry.name)
-        text = entry.metadata["help"] + ("" if default is None else f" (default: {default})")
+        help = entry.metadata["help"] + ("" if default is None else f" (default: {default})")
         if kind is bool:
             action = argparse.BooleanOptionalAction if isinstance(settings, Config) else "store_true"
-            group.add_argument(flag(entry.name), action=action, help=text)
+            group.add_argument(flag(entry.name), action=action, help=help)
         else:
             choices = entry.metadata["choices"]
             metavar = "{" + ",".join(choices) + "}" if choices else {int: "N", float: "X", str: "NAME"}[kind]
-            group.add_argument(flag(entry.name), type=kind, metavar=metavar, help=text)
+            group.add_argument(flag(entry.name), type=kind, metavar=metavar, help=help)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
-    """Read the command line of ``main.py``; what it leaves out comes from the recipe.
-
-    Raises ``UsageError`` where it can't be used.
-    """
+    """Read the command line of ``main.py``. Settings that it doesn't give come from the recipe."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")
     recipe = RECIPES.get(first.parse_known_args(argv)[0].recipe, DEFAULT)
@@ -228,36 +245,45 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     add_flags(parser.add_argument_group("the run"), Options())
     add_flags(parser.add_argument_group(f"settings (defaults: --recipe {recipe.recipe})"), recipe)
     given = vars(parser.parse_args(argv))
-    refused = [("output_dir", "dry_run"), ("output_dir", "resume"), ("resume", "dry_run")]
-    tested = {"test_only", "weights", "dataset", "data_path", "device"}
-    refused += [(name, "test_only") for name in sorted(given.keys() - tested)]
-    for name, because in refused:
-        if name in given and because in given:
-            parser.error(f"argument {flag(name)}: not allowed with argument {flag(because)}")
+    if "target_accuracy" in given and not given.setdefault("early_stopping", True):
+        parser.error("argument --target-accuracy: not allowed with argument --no-early-stopping")
+    exclusive = [("output_dir", "dry_run"), ("output_dir", "resume"), ("resume", "dry_run")]
+    exclusive += [("base_momentum", "momentum"), ("max_momentum", "momentum")]
+    allowed = {"test_only", "weights", "dataset", "data_path", "device"}
+    exclusive += [(name, "test_only") for name in sorted(given.keys() - allowed)]
+    for name, other in exclusive:
+        if name in given and other in given:
+            parser.error(f"argument {flag(name)}: not allowed with argument {flag(other)}")
     if "weights" in given and "test_only" not in given:
         parser.error("argument --weights: only allowed with argument --test-only")
     if "tensorboard" in given and importlib.util.find_spec("tensorboard") is None:
         parser.error("argument --tensorboard: pip install tensorboard")
-    if given.get("dataset") == "folder" and "data_path" not in given:
+    if given.get("dataset") == "folder" and "data_path" not in given and "resume" not in given:
         parser.error("argument --dataset: folder needs --data-path, the folder of the pictures")
     options = {entry.name: given.pop(entry.name) for entry in fields(Options) if entry.name in given}
     short = {"epochs": 1, "limit_train_batches": 3} if "dry_run" in options else {}
     return replace(recipe, **short | given), Options(**options, given=frozenset(options | given))
 
 
-def select_device(name: str) -> "torch.device":
-    """Return the device called ``name``; 'auto' is the first that works of cuda, mps and cpu.
+def choose_data_path(options: Options, dataset: str, default: str) -> str:
+    """Return the folder of the data set called ``dataset``: --data-path if it is given, else ``default``."""
+    if dataset == "mnist":
+        if "data_path" in options.given:
+            raise UsageError("argument --data-path: needs --dataset; MNIST is included and needs no path")
+        return default
+    return os.path.abspath(options.data_path if "data_path" in options.given else default)
 
-    Raises ``UsageError`` when this machine can't use it.
-    """
+
+def select_device(name: str) -> "torch.device":
+    """Return the device called ``name``; 'auto' is the first of cuda, mps and cpu that works."""
     import torch
 
     if name == "auto":
-        there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        return torch.device(next(kind for kind in there if there[kind]))
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+        return torch.device(next(kind for kind in available if available[kind]))
     try:
         torch.zeros(1, device=name).item()
         return torch.device(name)
     except (RuntimeError, AssertionError, ImportError) as error:  # as this torch was built without it
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0][:200]
         raise UsageError(f"argument --device: {name} can't be used here: {reason}") from None

@@ -1,32 +1,30 @@
-"""Train the network, on MNIST unless told otherwise: ``python main.py``. ``--help`` lists the flags."""
+"""Train the network, on MNIST by default: ``python main.py``. ``--help`` lists the flags."""
 
-from config import Config, Options, parse_args, select_device
-from errors import UsageError, UserError, end_in_one_line
+from config import Config, Options, choose_data_path, parse_args, select_device
+from runtime.errors import UsageError, UserError, run_command
 
 if __name__ == "__main__":
-    end_in_one_line("main.py")
-    config, options = parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
+    run_command("main.py", parse_args, "main")  # reads the arguments, then imports this file as a module
 
+import contextlib
 import copy
 import math
 import os
+import shlex
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-import checkpoint
-from checkpoint import EpochMetrics, Progress, TrainingState
+from checkpoint import EpochMetrics, Run, TrainingState, load_trained, open_run, restore, save_run
 from model import Net
+from runtime.cpu import speed_up
 from test import test
-from train import advance, make_optimizer, to_device, train
-from trained import load_trained
-from utils import Loaders, get_loaders, get_test_loader, stream_seed
+from train import advance, make_optimizer, train
+from utils import Loaders, get_test_loader, stream_seed
 
 
 def print_summary(model: Net) -> None:
-    """Print the parameter counts and torchsummary's table, leaving model and generators as they were."""
+    """Print the parameter counts and torchsummary's table, without changing model or random generators."""
     print(f"Total parameters: {sum(p.numel() for p in model.parameters()):,}")
     print(f"Trainable parameters: {sum(p.numel() for p in model.parameters() if p.requires_grad):,}")
     try:
@@ -39,21 +37,22 @@ def print_summary(model: Net) -> None:
 
 
 def make_state(config: Config, device: torch.device, batches: int, num_classes: int) -> TrainingState:
-    """Make the network, printing its summary, and what trains it over so many batches an epoch."""
+    """Make the network, print its summary, and make optimizer and schedule for ``batches`` in each epoch."""
     torch.manual_seed(stream_seed(config.seed, "weights"))
     model = Net(config.dropout, num_classes)
     print_summary(model)
-    to_device(model, device)
-    total_steps = config.epochs * min(batches, config.limit_train_batches or batches)
-    optimizer, scheduler = make_optimizer(model, config, total_steps)
+    model.to(device)
+    if device.type == "cpu":
+        speed_up(model)
+    optimizer, scheduler = make_optimizer(model, config, config.epochs * batches)
     ema = copy.deepcopy(model) if config.model_ema_decay > 0 else None
     return TrainingState(model, optimizer, scheduler, ema)
 
 
 def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int) -> EpochMetrics:
-    """Train and evaluate once, and move the schedule on. Raises ``UserError`` at a loss that is no number."""
+    """Train for one epoch and evaluate."""
     train_loader, eval_loader = loaders
-    device, begin = train_loader.images.device, time.perf_counter()
+    device, start = train_loader.images.device, time.perf_counter()
     lr = float(state.scheduler.get_last_lr()[0])
     torch.manual_seed(stream_seed(config.seed, "dropout", epoch))
     train_loader.epoch = epoch
@@ -74,41 +73,46 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     if not math.isfinite(loss):
         raise UserError(f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr")
     if config.schedule_interval == "epoch":
-        advance(state.scheduler, state.scheduler.total_steps // config.epochs)
-    seconds = round(time.perf_counter() - begin, 2)
+        advance(state.scheduler, min(len(train_loader), config.limit_train_batches or len(train_loader)))
+    seconds = round(time.perf_counter() - start, 2)
     return EpochMetrics(epoch, lr, train_loss, train_accuracy, split, loss, accuracy, seconds)
 
 
-def run(folder: Path, progress: Progress, loaders: Loaders, tensorboard: bool = False) -> None:
-    """Train and evaluate from where ``progress`` stands, printing it all; leave the results in ``folder``."""
-    config, device = progress.config, select_device(progress.device)
+def train_run(run: Run, tensorboard: bool) -> None:
+    """Train and evaluate epoch by epoch, from the last complete one; save each in the run's folder."""
+    progress, (train_loader, _) = run.progress, run.loaders
+    config = progress.config
     if config.use_deterministic_algorithms:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS asks for
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
         torch.use_deterministic_algorithms(True)
-    print(f"Device: {device}")
-    state = make_state(config, device, len(loaders[0]), len(progress.dataset.classes))
+    print(f"Device: {progress.device}")
+    batches = min(len(train_loader), config.limit_train_batches or len(train_loader))
+    state = make_state(config, train_loader.images.device, batches, len(progress.dataset.classes))
     if progress.epoch > 0:
-        checkpoint.restore(folder, progress, state)
-        print(f"\nGoing on after epoch {progress.epoch}; best accuracy so far: {progress.best_accuracy:.2f}%")
-    writer = checkpoint.tensorboard_writer(folder, progress.metrics) if tensorboard else None
+        restore(run, state)
+        print(
+            f"\nContinuing after epoch {progress.epoch}; best accuracy so far: {progress.best_accuracy:.2f}%"
+        )
+    if tensorboard:
+        from report.tensorboard import add_epoch, open_curves
 
     reached = False
-    for epoch in range(progress.epoch + 1, config.epochs + 1):
-        print(f"\nEpoch {epoch}/{config.epochs}", flush=True)
-        row = run_epoch(config, loaders, state, epoch)
-        if row.eval_accuracy > progress.best_accuracy:
-            print(f"New best accuracy: {row.eval_accuracy:.2f}%")
-            checkpoint.save_best(folder, progress, state.tested, row)
-        progress.metrics.append(row)
-        reached = config.early_stopping and row.eval_accuracy >= config.target_accuracy
-        progress.finished = reached or epoch == config.epochs
-        # After best.pt: a run that is killed in between makes the same best.pt again.
-        checkpoint.save_progress(folder, progress, state)
-        if writer is not None:
-            row.add_to(writer)
-        if reached:
-            print(f"Target accuracy of {config.target_accuracy:g}% reached at epoch {epoch}!")
-            break
+    with open_curves(run.folder, progress.metrics) if tensorboard else contextlib.nullcontext() as curves:
+        for epoch in range(progress.epoch + 1, config.epochs + 1):
+            print(f"\nEpoch {epoch}/{config.epochs}", flush=True)
+            row = run_epoch(config, run.loaders, state, epoch)
+            if row.eval_accuracy > progress.best_accuracy:
+                print(f"New best accuracy: {row.eval_accuracy:.2f}%")
+                progress.best_model = copy.deepcopy(state.tested.state_dict())
+            progress.metrics.append(row)
+            reached = config.early_stopping and row.eval_accuracy >= config.target_accuracy
+            progress.finished = reached or epoch == config.epochs
+            save_run(run, state)
+            if curves is not None:
+                add_epoch(curves, row)
+            if reached:
+                print(f"Target accuracy of {config.target_accuracy:g}% reached at epoch {epoch}!")
+                break
     if config.early_stopping and not reached:
         print(f"Target accuracy of {config.target_accuracy:g}% not reached by epoch {config.epochs}.")
     elif not reached:
@@ -117,35 +121,27 @@ def run(folder: Path, progress: Progress, loaders: Loaders, tensorboard: bool = 
     print(f"Total parameters: {sum(p.numel() for p in state.model.parameters()):,}", flush=True)
 
 
+def evaluate(config: Config, options: Options) -> None:
+    """Evaluate trained weights on the test set of their data set."""
+    trained, device = load_trained(options.weights), select_device(options.device)
+    print(f"Weights: {trained}")
+    if "dataset" in options.given and config.dataset != trained.dataset.name:
+        raise UsageError(f"argument --dataset: the weights are of {trained.dataset.name}; leave it out")
+    data_path = choose_data_path(options, trained.dataset.name, trained.data_path)
+    test(trained.model.to(device), device, get_test_loader(trained.dataset, data_path, device))
+
+
 def main(config: Config, options: Options) -> None:
-    """Carry out the command line. Raises ``UserError``, ``OSError`` and ``KeyboardInterrupt``."""
-    data_path, device = options.data_path, select_device(options.device)
+    """Carry out the command line: train a new run, resume one, or only evaluate."""
     if options.test_only:
-        trained = load_trained(options.weights)
-        print(f"Weights: {trained}")
-        if "dataset" in options.given and config.dataset != trained.dataset.name:
-            raise UsageError(f"argument --dataset: the weights are of {trained.dataset.name}; leave it out")
-        test(to_device(trained.model, device), device, get_test_loader(trained.dataset, data_path, device))
-        return
-    # Not in parse_args: where a sweep's grid names the data sets, its command line doesn't.
-    if "data_path" in options.given and config.dataset == "mnist" and not options.resume:
-        raise UsageError("argument --data-path: MNIST came with the project; say by --dataset what is there")
-    # A new run reads its data before it has a folder: if they can't be had, none is left behind. The settings
-    # of a resumed one are known only once its folder is open.
-    loaders = None if options.resume else get_loaders(config, device, data_path)
-    dataset = loaders[0].dataset if loaders else None
-    asked = options.given & {"early_stopping", "target_accuracy"}
-    if dataset and dataset.target_accuracy is None and not asked:
-        config = replace(config, early_stopping=False)
-    with checkpoint.open_run(config, options, device, dataset) as (folder, progress):
-        if progress.finished:
-            print(f"{folder} is finished: best accuracy {progress.best_accuracy:.2f}%", flush=True)
-            return
-        loaders = loaders or get_loaders(progress.config, select_device(progress.device), data_path)
-        if loaders[0].dataset != progress.dataset:
-            raise UserError(f"--data-path {data_path}: not the data that {folder} was trained on")
-        run(folder, progress, loaders, options.tensorboard)
-
-
-if __name__ == "__main__":
-    main(config, options)
+        return evaluate(config, options)
+    with open_run(config, options) as run:
+        if run.progress.finished:
+            best = f"best accuracy {run.progress.best_accuracy:.2f}%"
+            return print(f"{run.folder} is finished: {best}", flush=True)
+        try:
+            train_run(run, options.tensorboard)
+        except KeyboardInterrupt as stop:
+            saved = f"saved up to epoch {run.saved_epoch}" if run.saved_epoch else "no epoch was complete"
+            command = f"python main.py --resume {shlex.quote(str(run.folder))}"
+            raise type(stop)(f"{saved}; to continue: {command}") from None

@@ -1,4 +1,4 @@
-"""One evaluation."""
+"""Evaluate once."""
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +9,12 @@ from utils import Loader
 
 @torch.inference_mode()
 def test(
-    model: nn.Module, device: torch.device, test_loader: Loader, *, name: str = "Test set"
+    model: nn.Module, device: torch.device | str, test_loader: Loader, *, name: str = "Test set"
 ) -> tuple[float, float]:
-    """Evaluate ``model`` on all of ``test_loader`` and print the result as one line.
+    """Evaluate ``model`` on all of ``test_loader`` and print the result in one line, which begins with ``name``.
 
-    The loader yields images (N, 1, 28, 28), float32, with targets (N,), int64; ``name`` says in the
-    line which set they are. Returns the loss averaged over the images and the accuracy in percent.
+    ``test_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,). The model maps images to
+    log-probabilities, or to logits, (N, classes). Returns the mean loss and the accuracy in percent.
     """
     model.eval()
     loss_sum = torch.zeros((), device=device)
@@ -22,14 +22,16 @@ def test(
     total = 0
     for data, target in test_loader:
         data, target = data.to(device), target.to(device)
-        log_probs = model(data)
-        loss_sum += F.nll_loss(log_probs, target, reduction="sum")
-        correct_sum += (log_probs.argmax(dim=1) == target).sum()
+        output = model(data)
+        loss_sum += F.cross_entropy(output, target, reduction="sum")
+        correct_sum += (output.argmax(dim=1) == target).sum()
         total += len(target)
+    if total == 0:
+        raise ValueError("test_loader has no batches")
     loss, correct = loss_sum.item() / total, int(correct_sum)
     accuracy = 100.0 * correct / total
     print(f"\n{name}: Average loss: {loss:.4f}, Accuracy: {correct}/{total} ({accuracy:.2f}%)\n", flush=True)
     return loss, accuracy
 
 
-test.__test__ = False  # type: ignore[attr-defined]  # pytest leaves it alone wherever it is imported
+test.__test__ = False  # type: ignore[attr-defined]  # pytest must not collect it, wherever it is imported

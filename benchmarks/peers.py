@@ -6,7 +6,6 @@ The peers are the original's settings through the pipeline that most scripts hav
 tuomaso/train_mnist_fast's, of 215,194 parameters, by schedules of one, two, four and eight epochs.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -21,34 +20,27 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from benchmarks.arguments import parse_peers
+    from runtime.errors import run_command
 
-from config import ORIGINAL, RECIPES, Config, Parser, select_device
-from errors import UserError, end_in_one_line
-
-if __name__ == "__main__":
-    end_in_one_line("peers.py")
-    parser = Parser("peers.py", "Train this project's recipes and their peers in turn.")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for table and picture")
-    parser.add_argument("--device", default="auto", help="as of main.py (default: %(default)s)")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
-    if arguments.seeds < 1:
-        parser.error("argument --seeds: must be at least 1")
+    run_command("peers.py", parse_peers, "benchmarks.peers")
 
 import torch
 from torch import nn
 
 import main as experiment
-from benchmarks.pipeline import conventional_loaders, conventional_network, conventional_steps
+from benchmarks.pipeline import conventional_loaders, conventional_steps
 from benchmarks.summary import plot_by_seconds
 from checkpoint import versions
-from files import locked, read_table, write_table
+from config import ORIGINAL, RECIPES, Config, select_device
+from model import Net
+from runtime.cpu import speed_up
+from runtime.errors import UserError
+from runtime.files import locked, read_table, write_table
 from test import test
-from train import advance, make_optimizer, to_device, train
+from train import advance, make_optimizer, train
 from utils import DeviceLoader, get_loaders, stream_seed
 
 Row = dict[str, str]
@@ -74,7 +66,7 @@ def run_conventional(config: Config, device: torch.device) -> Curve:
     """Train the original's settings through ``pipeline.py``'s conventional pipeline, with one worker."""
     train_loader, test_loader = conventional_loaders(device, workers=1)
     torch.manual_seed(stream_seed(config.seed, "weights"))
-    model, steps = conventional_network(device), len(train_loader)
+    model, steps = Net().to(device), len(train_loader)
     optimizer, scheduler = make_optimizer(model, config, config.epochs * steps)
     optimizer.param_groups[0]["fused"] = None  # as SGD is by default
 
@@ -100,7 +92,9 @@ def run_large(epochs: int, config: Config, device: torch.device) -> Curve:
     full, test_loader = get_loaders(config, device)
     train_loader = DeviceLoader(full.images, full.labels, 256)
     torch.manual_seed(stream_seed(config.seed, "weights"))
-    model = to_device(large_network(), device)
+    model = large_network().to(device)
+    if device.type == "cpu":
+        speed_up(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.7, 0.9), fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=0.01, total_steps=epochs * len(train_loader), cycle_momentum=False
@@ -147,7 +141,10 @@ def main(args: Namespace) -> None:
     args.output_dir.mkdir(parents=True, exist_ok=True)
     path = args.output_dir / "peers.csv"
     with locked(args.output_dir):
-        rows = {(row["name"], int(row["seed"])): row for row in read_table(path)}
+        rows = {
+            (row["name"], int(row["seed"])): row
+            for row in read_table(path, ["name", "seed", "seconds", "accuracy_by_epoch"])
+        }
         for (name, _), row in rows.items():
             if name in RECIPES and len(row["seconds"].split()) != RECIPES[name].epochs:
                 raise UserError(f"{path} has another schedule of {name}: take another --output-dir")
@@ -179,7 +176,3 @@ def main(args: Namespace) -> None:
         seconds = mean(curve[-1][0] for curve in runs)
         print(f"| {name} | {mean(ends):.3f}{spread} | {seconds:.0f} |", flush=True)
     plot_by_seconds(curves, args.output_dir / "peers.png")
-
-
-if __name__ == "__main__":
-    main(arguments)

@@ -22,29 +22,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from benchmarks.arguments import parse_pipeline
+    from runtime.errors import run_command
 
-from config import ORIGINAL, Parser, select_device
-from errors import UserError, end_in_one_line
-
-BATCH = ORIGINAL.batch_size
-TRAIN_BATCHES, TEST_IMAGES = 469, 10_000  # in a whole epoch
-
-if __name__ == "__main__":
-    end_in_one_line("pipeline.py")
-    parser = Parser("pipeline.py", "Compare the conventional pipeline with this project's.")
-    parser.add_argument("--turns", type=int, default=9, help="turns of each pipeline (default: %(default)s)")
-    parser.add_argument("--batches", type=int, help="training steps in a turn (default: 20; on CUDA 469)")
-    parser.add_argument("--device", default="auto", help="as of main.py (default: %(default)s)")
-    parser.add_argument("--output", help="write the results to this file too, as JSON")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
-    if arguments.turns < 1:
-        parser.error("argument --turns: must be at least 1")
-    if arguments.batches is not None and not 1 <= arguments.batches <= TRAIN_BATCHES:
-        parser.error(f"argument --batches: must be from 1 to {TRAIN_BATCHES}, an epoch's")
+    run_command("pipeline.py", parse_pipeline, "benchmarks.pipeline")
 
 import torch
 import torch.nn.functional as F
@@ -54,13 +37,21 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
 from torchvision.datasets import MNIST
 
+from benchmarks.arguments import TRAIN_BATCHES
 from checkpoint import versions
-from datasets import MEAN, SHA256, STD, read_archive
-from files import replace_file
+from config import ORIGINAL, select_device
+from datasets import MEAN, STD
+from datasets.mnist import SHA256, read_archive
 from model import Net
+from runtime.cpu import speed_up
+from runtime.errors import UserError
+from runtime.files import replace_file
 from test import test
-from train import make_optimizer, to_device, train
+from train import make_optimizer, train
 from utils import Loader, get_loaders
+
+BATCH = ORIGINAL.batch_size
+TEST_IMAGES = 10_000  # in a whole epoch
 
 PARTS = ("data", "step", "epoch")
 Parts = dict[str, Callable[[], object]]
@@ -86,16 +77,6 @@ def conventional_loaders(
     return train_loader, DataLoader(Subset(test_set, range(images)), 1000, **options)
 
 
-def conventional_network(device: torch.device) -> Net:
-    """Return the original's network, of PyTorch's own layers."""
-    model = Net().to(device)
-    for name, module in list(model.named_children()):  # model.py has faster ones
-        if isinstance(module, nn.Dropout):
-            setattr(model, name, nn.Dropout(module.p))
-    model.bn1 = nn.BatchNorm2d(10).to(device)  # type: ignore[assignment]
-    return model
-
-
 def conventional_steps(
     model: nn.Module, device: torch.device, optimizer: Optimizer, batches: Iterable[Batch]
 ) -> None:
@@ -115,7 +96,7 @@ def conventional(device: torch.device, workers: int, batches: int, images: int) 
     """Build the pipeline that most scripts have; a part does ``batches`` steps and tests on ``images``."""
     train_loader, test_loader = conventional_loaders(device, workers, images)
     train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
-    model = conventional_network(device)
+    model = Net().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     fixed = next(train_batches)
 
@@ -143,7 +124,9 @@ def ours(device: torch.device, batches: int, images: int) -> Parts:
     train_loader, test_loader = get_loaders(ORIGINAL, device)
     test_loader.images, test_loader.labels = test_loader.images[:images], test_loader.labels[:images]
     train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
-    model = to_device(Net(), device)
+    model = Net().to(device)
+    if device.type == "cpu":
+        speed_up(model)
     optimizer, _ = make_optimizer(model, ORIGINAL, TRAIN_BATCHES)
     fixed: Any = [next(train_batches)] * batches
 
@@ -226,7 +209,3 @@ def main(args: argparse.Namespace) -> None:
     result = where | report(seconds, rivals, args.batches)
     if args.output:
         replace_file(Path(args.output), (json.dumps(result, indent=2) + "\n").encode())
-
-
-if __name__ == "__main__":
-    main(arguments)

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from statistics import mean, median
 
-from errors import UserError
+from runtime.errors import UserError
 
 try:
     from matplotlib.figure import Figure

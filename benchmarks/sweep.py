@@ -11,109 +11,39 @@ import csv
 import itertools
 import logging
 import os
-import shlex
 import shutil
 import socket
 import sys
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-
-ROOT = Path(__file__).resolve().parent.parent
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-
-from config import ORIGINAL, RECIPES, Config, Options, Parser, flag
-from config import parse_args as parse_settings
-from errors import UsageError, UserError, end_in_one_line
-
-SETTINGS = sorted(vars(ORIGINAL).keys() - {"seed", "early_stopping", "target_accuracy"})  # the sweep's own
-
-
-def parse_args(argv: Sequence[str] | None = None) -> tuple[Namespace, dict[Config, str]]:
-    """Return the sweep's own options, and the settings to run, each with its flags in the grid."""
-    parser = Parser(
-        "sweep.py", "Train with seeds 1 to N. Takes --device, --data-path and the settings of main.py too."
-    )
-    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for tables and runs")
-    parser.add_argument(
-        "--grid", help="settings to compare on held-out images: 'max_lr=0.1,0.2 dropout=0,0.05'"
-    )
-    parser.add_argument(
-        "--target", type=float, default=99.4, metavar="X", help="in %% (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: one a core); 1: no Ray"
-    )
-    parser.add_argument("--runs-per-gpu", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster to run on")
-    args, rest = parser.parse_known_args(argv)
-    for name in ("seeds", "jobs", "runs_per_gpu"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"argument {flag(name)}: must be at least 1")
-    if not 0 <= args.target <= 100:  # NaN is not in between
-        parser.error(f"argument --target: must be from 0 to 100, not {args.target}")
-    if args.address and args.jobs:
-        parser.error("argument --jobs: not allowed with argument --address")
-    options = parse_settings(rest)[1]
-    for name in sorted(options.given - {*SETTINGS, "device", "data_path"}):
-        parser.error(f"argument {flag(name)}: not for a sweep")
-    args.device, args.output_dir = options.device, args.output_dir.resolve()
-    args.data_path = str(Path(options.data_path).resolve())
-    configs, prefix = {}, [] if args.grid is None else ["--holdout=10000"]
-    for flags in [()] if args.grid is None else combinations(args.grid):
-        config = replace(parse_settings([*prefix, *rest, *flags])[0], early_stopping=False)
-        configs[config] = " ".join(flags)
-        if prefix and config.holdout == 0:
-            parser.error("argument --holdout: must be above 0, as a grid is compared on held-out images")
-    args.settings = shlex.join([*prefix, *rest])
-    return args, configs
-
-
-def combinations(grid: str) -> Iterator[tuple[str, ...]]:
-    """Return the flags of each combination in ``grid``, as in 'max_lr=0.1,0.2 dropout=0,0.05'."""
-    axes: dict[str, list[str]] = {}
-    for word in grid.split() or [""]:
-        name, _, values = word.partition("=")
-        name = name.replace("-", "_")
-        if name not in SETTINGS or name in axes or not values:
-            raise UsageError(
-                f"argument --grid: {word!r} is not a setting and its values, as in max_lr=0.1,0.2"
-            )
-        axes[name] = [f"{flag(name)}={value}" for value in values.split(",")]
-    return itertools.product(*axes.values())
-
-
-def name_of(config: Config, data_path: str) -> str:
-    """Return the recipe and what differs from it, but for the seed: the name of the table and the folder."""
-    recipe, settings = vars(RECIPES[config.recipe]), vars(config)
-    changed = [f"{name}={settings[name]}" for name in SETTINGS if settings[name] != recipe[name]]
-    if config.dataset == "folder":
-        changed.append(quote(data_path, safe=""))
-    return "-".join([config.recipe, *changed])
-
 
 if __name__ == "__main__":
-    end_in_one_line("sweep.py")
-    arguments = parse_args()  # before torch is imported, which takes seconds: mistakes answer at once
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from benchmarks.arguments import parse_sweep
+    from runtime.errors import run_command
+
+    run_command("sweep.py", parse_sweep, "benchmarks.sweep")
 
 import torch
 from tqdm import tqdm
 
 import main as experiment
+from benchmarks.arguments import name_of
 from benchmarks.summary import COLUMNS, Row, figures, markdown, plot
-from checkpoint import load_progress, versions
+from checkpoint import load_run, load_trained, versions
+from config import Config, Options
 from datasets import load
-from files import locked, read_table, write_table
+from runtime.errors import UsageError, UserError, end_in_one_line
+from runtime.files import locked, read_table, write_table
 from test import test
-from trained import load_trained
 from utils import get_test_loader
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def new_row(config: Config, args: Namespace, error: Exception | None = None) -> Row:
@@ -143,7 +73,7 @@ def train_run(folder: Path, config: Config, args: Namespace) -> Row:
                 shutil.rmtree(folder, ignore_errors=True)
                 options = replace(where, output_dir=str(folder))
             experiment.main(config, options)
-            progress = load_progress(folder)
+            progress, _ = load_run(folder)
             if config.holdout and args.grid is None:
                 best, device = load_trained(folder / "best.pt"), torch.device("cpu")
                 loader = get_test_loader(best.dataset, args.data_path, device)
@@ -172,8 +102,6 @@ def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         import ray
-
-        from benchmarks.sweep import train_run  # under the name by which a worker can import it
 
         # Where connecting fails, Ray tries for minutes.
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -249,7 +177,7 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
     tables: dict[Path, dict[int, Row]] = {}
     with locked(args.output_dir):
         for folder in folders:
-            tables[folder] = {int(row["seed"]): row for row in read_table(Path(f"{folder}.csv"))}
+            tables[folder] = {int(row["seed"]): row for row in read_table(Path(f"{folder}.csv"), COLUMNS)}
             for row in tables[folder].values():
                 epochs = len(row.get("accuracy_by_epoch", "").split()) or folders[folder].epochs
                 if (row.get("target"), epochs) != (f"{args.target:g}", folders[folder].epochs):
@@ -280,7 +208,3 @@ def main(args: Namespace, configs: dict[Config, str]) -> None:
     failed = [f"seed {row['seed']}: {row['error']}" for row in every if row["error"]]
     if failed:
         raise UserError(f"{len(failed)} of {len(every)} runs failed, {failed[0]} (the others: column error)")
-
-
-if __name__ == "__main__":
-    main(*arguments)

@@ -11,27 +11,21 @@ so much coarser than MNIST's. The first 898 had a part in how ``predict`` prepar
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    from benchmarks.arguments import parse_writers
+    from runtime.errors import run_command
 
-from config import Parser
-from errors import UserError, end_in_one_line
-
-if __name__ == "__main__":
-    end_in_one_line("writers.py")
-    parser = Parser("writers.py", "Read digits by other writers than MNIST's.")
-    text = "weights, as for python -m predict (default: the newest run's, else the project's own)"
-    parser.add_argument("weights", nargs="*", metavar="FILE", help=text)
-    arguments = parser.parse_args()  # before torch is imported, which takes seconds
+    run_command("writers.py", parse_writers, "benchmarks.writers")
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from checkpoint import load_trained
 from predict.preprocess import preprocess
-from trained import load_trained
+from runtime.errors import UserError
 
 LOOKED_AT = 898  # pictures; the others are kept apart
 
@@ -62,7 +56,3 @@ def main(files: list[str]) -> None:
             f"{trained}: {first} of {LOOKED_AT}; kept apart {last} of {count}, {100 * last / count:.2f} %",
             flush=True,
         )
-
-
-if __name__ == "__main__":
-    main(arguments.weights)

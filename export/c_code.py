@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import MNIST, Dataset
-from errors import UserError
 from export.network import Predictor, fill, published_layers
 from model import Net
+from runtime.errors import UserError
 
 NATIVE = "cpu" if platform.machine() in ("aarch64", "arm64") else "arch"
 FLAGS = ["-std=gnu99", "-Wall", "-Wextra", "-Werror", "-pedantic"]

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from config import Options
 from datasets import MNIST, Dataset, load
-from errors import UserError
 from export.c_code import array
 from export.network import Layer, fill, published_layers
 from model import Net
+from runtime.errors import UserError
 from utils import normalize
 
 CALIBRATION = 1000  # training images, evenly spread, that the ranges of activations are taken from

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from datasets import MNIST, Dataset
-from errors import UserError
 from model import Net
+from runtime.errors import UserError
 
 # The words of the C headers: of MNIST's, and of the others', where 0 may be no background.
 WORDS = ("task", "result", "kind", "dark", "light")

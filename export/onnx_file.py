@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from datasets import MNIST, Dataset
-from errors import UserError
 from export.network import Predictor, layers
 from model import Net
+from runtime.errors import UserError
 
 MISSING = "ONNX needs packages: pip install onnx onnxruntime"
 OPSET, IR_VERSION = 17, 8  # of 2022: what onnxruntime reads from 1.12 on, and other runtimes alike

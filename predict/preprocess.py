@@ -5,7 +5,7 @@ scaled each to fit 20×20 pixels, its aspect kept, by anti-aliasing, and put its
 of 28×28. ``preprocess`` does the same to a picture as it comes, in the steps below. All numbers are float64;
 round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coordinate.
 
-``datasets.read_colors`` makes colours of the file:
+``datasets.pictures.read_colors`` makes colours of the file:
 
 1.  Turn the picture as its EXIF tag says. 16-bit greys are divided by 65535, 8-bit values by 255; 32-bit
     and floating-point greys are stretched from their own minimum and maximum to 0 and 1.
@@ -50,7 +50,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets import MNIST, Dataset, Floats, PictureError, border, fit, read_colors, read_picture
+from datasets import MNIST, Dataset
+from datasets.pictures import Floats, PictureError, border, fit_to_28x28, read_colors, read_picture
 
 MIN_CONTRAST = 0.1  # of the way from black to white
 ENLARGE = 4  # times, a picture smaller than MNIST's
@@ -132,10 +133,10 @@ def preprocess_file(file: BinaryIO, dataset: Dataset = MNIST) -> NDArray[np.uint
     """Return the picture in ``file`` as an image of ``dataset``, uint8 (28, 28); an animation's first frame.
 
     Where they have MNIST's form, that is what ``preprocess`` makes of it. Else it is scaled whole by
-    ``datasets.fit``, and inverted if the data set's images are light on dark and its border is light.
+    ``datasets.pictures.fit_to_28x28``, and inverted if the data set's images are light on dark and its border is light.
     Raises ``PictureError`` where there is none: no picture, a damaged, enormous or blank one.
     """
     if dataset.digit_like:
         return read_picture(file, preprocess)
-    image = read_picture(file, fit)
+    image = read_picture(file, fit_to_28x28)
     return 255 - image if dataset.light_on_dark and np.median(border(image)) > 127 else image

@@ -5,7 +5,7 @@ import pytest
 from conftest import Command
 
 from config import DEFAULT, FAST, ORIGINAL, RECIPES, Config, flag, parse_args
-from errors import UsageError
+from runtime.errors import UsageError
 
 REFUSED = [  # flags; what the message says of them
     (["--epochs", "0"], "argument --epochs: must be from 1 to 10,000, not 0"),

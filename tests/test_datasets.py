@@ -32,7 +32,7 @@ from datasets import (
     read_picture,
     split_holdout,
 )
-from errors import UsageError, UserError
+from runtime.errors import UsageError, UserError
 from utils import get_loaders
 
 CPU = torch.device("cpu")

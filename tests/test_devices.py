@@ -12,7 +12,7 @@ from test_main import assert_same_run, call, same
 import main
 from config import ORIGINAL
 from model import Net
-from train import make_optimizer, to_device, train
+from train import make_optimizer, train
 from utils import DeviceLoader, affine, normalize
 
 DEVICES = [
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.parametrize("name", DEVICES)
 def test_an_epochs_loss_falls(name: str, train_set: Set) -> None:
     device = torch.device(name)
     torch.manual_seed(0)
-    model = to_device(Net(), device)
+    model = Net().to(device)
     ema = copy.deepcopy(model)
     images, labels = (part.to(device) for part in train_set)
     loader = DeviceLoader(images, labels, 128, config=replace(ORIGINAL, translation=1.0))
@@ -54,7 +54,7 @@ def test_logits_and_rotation_are_the_cpus(name: str, train_set: Set) -> None:
     degrees = torch.linspace(-7, 7, 500)
     with torch.inference_mode():
         expected = model(normalize(images.clone()))
-        found = to_device(model, device)(normalize(images.clone().to(device))).cpu()
+        found = model.to(device)(normalize(images.clone().to(device))).cpu()
         turned = affine(images.to(device), degrees.to(device)).cpu()
     assert (found - expected).abs().max() < 1e-4
     assert (turned != affine(images, degrees)).float().mean() < 1e-4  # a tie may fall the other way

@@ -9,10 +9,10 @@ ENDINGS = [  # what is raised; how the process ends
     ("UserError('no such thing')", 1, "program: error: no such thing"),
     ("UsageError('argument --x: no')", 2, "program: error: argument --x: no"),
     ("FileNotFoundError(2, 'No such file', 'a.pt')", 1, "program: error: a.pt: No such file"),
-    ("MemoryError()", 1, "program: error: the memory is not enough; in training, try a smaller --batch-size"),
+    ("MemoryError()", 1, "program: error: not enough memory; in training, try a smaller --batch-size"),
     (
         "RuntimeError('[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can\\'t allocate memory')",
-        *(1, "program: error: the memory is not enough; in training, try a smaller --batch-size"),
+        *(1, "program: error: not enough memory; in training, try a smaller --batch-size"),
     ),
     ("KeyboardInterrupt('saved')", 130, "program: stopped by Ctrl-C: saved"),
     ("Terminated()", 143, "program: stopped by SIGTERM: nothing was saved"),
@@ -26,7 +26,7 @@ ENDINGS = [  # what is raised; how the process ends
 def test_what_a_user_can_cause_is_one_line_and_the_rest_a_traceback(
     error: str, status: int, line: str | None
 ) -> None:
-    code = f"from errors import *; end_in_one_line('program'); raise {error}"
+    code = f"from runtime.errors import *; end_in_one_line('program'); raise {error}"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == status
     assert done.stderr.startswith("Traceback") if line is None else done.stderr == line + "\n"
@@ -34,7 +34,7 @@ def test_what_a_user_can_cause_is_one_line_and_the_rest_a_traceback(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 def test_sigterm_ends_like_ctrl_c() -> None:
-    code = "import os, time; from errors import *; end_in_one_line('program'); "
+    code = "import os, time; from runtime.errors import *; end_in_one_line('program'); "
     code += f"os.kill(os.getpid(), {int(signal.SIGTERM)}); time.sleep(9)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (143, "program: stopped by SIGTERM: nothing was saved\n")

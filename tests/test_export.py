@@ -15,14 +15,13 @@ import torch
 from exported import noise
 from PIL import Image
 
-from checkpoint import EpochMetrics, Progress, save_best
+from checkpoint import EpochMetrics, Progress, load_trained, save_best
 from config import ORIGINAL
 from datasets import load_mnist, load_train
-from errors import UsageError, UserError
-from export import __main__ as command
-from export import c_code, c_int8, onnx_file
+from export import c_code, c_int8, command, onnx_file
+from export.__main__ import parse_args
 from model import BatchNorm2d, Net
-from trained import load_trained
+from runtime.errors import UsageError, UserError
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights" / "best.pt"
@@ -38,7 +37,7 @@ def short_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_command(*arguments: str) -> int:
-    return command.main(**vars(command.parse_args([*arguments, "--weights", str(WEIGHTS)])))
+    return command.main(*parse_args([*arguments, "--weights", str(WEIGHTS)]))
 
 
 @needs_cc
@@ -172,7 +171,7 @@ def test_another_data_set_takes_its_own_classes_mean_and_deviation(
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     flags = ["--weights", str(things / "best.pt"), "--data-path", str(things / "pictures")]
-    assert command.main(**vars(command.parse_args(flags))) == 0
+    assert command.main(*parse_args(flags)) == 0
     out, err = capsys.readouterr()
     assert err == "" and out.count("3 of 3 predictions as PyTorch's") >= 2
     assert {path.name for path in things.glob("net*")} == {"net.onnx", "net.h", "net_int8.h"}
@@ -233,4 +232,4 @@ def test_help_and_mistakes_need_no_torch(tmp_path: Path) -> None:
 
 def test_unknown_format_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match=r"argument FORMAT: must be one of onnx, .* not 'pdf'"):
-        command.parse_args(["c", "pdf"])
+        parse_args(["c", "pdf"])

@@ -25,9 +25,9 @@ from exported import (
 from torch import Tensor
 
 from datasets import MNIST, load_mnist
-from errors import UserError
 from export import c_code, c_int8
 from model import Net
+from runtime.errors import UserError
 
 ARM = "arm-none-eabi-"
 BARE = "-O2 -ffreestanding -nostdlib -fno-tree-loop-distribute-patterns"

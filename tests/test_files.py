@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from errors import UserError
-from files import locked, replace_file
+from runtime.errors import UserError
+from runtime.files import locked, replace_file
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the messages are POSIX's")

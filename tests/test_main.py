@@ -15,14 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 import main
-from checkpoint import load_progress
+from checkpoint import load_run, load_trained, newest_trained
 from config import parse_args, select_device
 from datasets import MEAN, STD, load_mnist, split_holdout
-from errors import UsageError, UserError
-from files import locked
 from model import Net
+from runtime.errors import UsageError, UserError
+from runtime.files import locked
 from train import train
-from trained import load_trained, newest_trained
 
 SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
 Capture = pytest.CaptureFixture[str]
@@ -49,7 +48,7 @@ def assert_same_run(folder: Path, whole: Path) -> None:
     assert [line.rpartition(",")[0] for line in lines[0]] == [line.rpartition(",")[0] for line in lines[1]]
     for name in ("best.pt", "last.pt"):
         assert same(*(torch.load(f / name, weights_only=True) for f in (folder, whole))), (folder, name)
-    assert {file.name for file in folder.iterdir()} == {"best.pt", "last.pt", "metrics.csv"}
+    assert {file.name for file in folder.iterdir()} == {".lock", "best.pt", "last.pt", "metrics.csv"}
 
 
 @pytest.fixture
@@ -161,7 +160,7 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
         patch.setattr(main, "train", stop)
         call(*flags, "--output-dir", str(folder))
     again = f"python main.py --resume {shlex.quote(str(folder))}"
-    assert str(caught.value) == f"saved up to epoch 1; to go on: {again}"
+    assert str(caught.value) == f"saved up to epoch 1; to continue: {again}"
     call("--resume", str(folder))
     assert_same_run(folder, tmp_path / "whole")
     call("--resume", str(folder / "last.pt"))  # finished: nothing happens
@@ -349,7 +348,7 @@ def test_a_run_on_a_folder_of_pictures(
     assert "Total parameters: 9,679\n" in out  # seven channels fewer, of 16 weights and a bias each
     assert "Accuracy at the end of the schedule: " in out  # no early stop
     trained = newest_trained()
-    assert trained.dataset == load_progress(Path("runs/a")).dataset
+    assert trained.dataset == load_run(Path("runs/a"))[0].dataset
     assert trained.dataset.classes == ("a", "b", "c") and trained.model.conv7.out_channels == 3
     assert str(trained).endswith("% on the test set of folder)")
     call("--test-only", "--data-path", str(moved), "--device", "cpu")
@@ -370,7 +369,7 @@ def test_another_data_set_has_no_early_stop_unless_asked(
         *("--device", "cpu", "--output-dir", str(tmp_path / "run"), *flags),
     )
     assert ("reached at epoch 1!" in capsys.readouterr().out) == bool(flags)
-    assert load_progress(tmp_path / "run").config.early_stopping == bool(flags)
+    assert load_run(tmp_path / "run")[0].config.early_stopping == bool(flags)
 
 
 def test_data_that_cannot_be_had_leave_no_folder(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from benchmarks import peers
 from config import ORIGINAL, RECIPES
-from errors import UserError
+from runtime.errors import UserError
 from utils import get_loaders
 
 CPU = torch.device("cpu")

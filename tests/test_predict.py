@@ -17,12 +17,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms
 
-import predict.__main__ as command
-from checkpoint import save_checkpoint
+import predict.command as command
+from checkpoint import Trained, load_trained, newest_trained, save_checkpoint
 from datasets import MNIST, Dataset, load_mnist
-from errors import UserError
 from model import Net
-from trained import Trained, load_trained, newest_trained
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = str(ROOT / "weights" / "best.pt")

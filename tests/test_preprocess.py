@@ -15,10 +15,11 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 from PIL import Image
 
-from datasets import MEAN, STD, Floats, PictureError, load_mnist
+from checkpoint import load_trained
+from datasets import MEAN, STD, load_mnist
+from datasets.pictures import Floats, PictureError
 from model import Net
 from predict.preprocess import centre, find_ink, preprocess, preprocess_file, resampling
-from trained import load_trained
 
 ROOT = Path(__file__).parents[1]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import report.__main__ as command
+import report.command as command
 from checkpoint import EpochMetrics, Progress, save_best
 from config import DEFAULT
 from datasets import Dataset
-from errors import UserError
-from files import write_table
 from model import Net
+from runtime.errors import UserError
+from runtime.files import write_table
 
 pytest.importorskip("matplotlib")
 

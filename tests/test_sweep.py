@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import summary, sweep
 from config import DEFAULT, FAST, Config, Options
-from errors import UsageError, UserError
+from runtime.errors import UsageError, UserError
 
 ROOT = Path(__file__).parent.parent
 SHORT = "--recipe original --epochs 6 --limit-train-batches 6 --holdout 500 --device cpu".split()  # noqa: SIM905
@@ -69,7 +69,7 @@ def test_markdown_is_sorted_and_compares_with_the_first() -> None:
 
 def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
     flags = ["--output-dir", str(tmp_path), "--recipe", "fast", "--epochs", "3"]
-    _, configs = sweep.parse_args([*flags, "--grid", "max_lr=0.25,0.3,0.30 interpolation=bilinear,nearest"])
+    _, configs = parse_sweep([*flags, "--grid", "max_lr=0.25,0.3,0.30 interpolation=bilinear,nearest"])
     assert [(c.max_lr, c.interpolation) for c in configs] == [
         *((0.25, "bilinear"), (0.25, "nearest"), (0.3, "bilinear"), (0.3, "nearest"))
     ]
@@ -77,9 +77,9 @@ def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
         ("fast", 3, 10_000, False)
     }
     assert list(configs.values())[1] == "--max-lr=0.25 --interpolation=nearest"
-    names = [sweep.name_of(config, "/data") for config in [*configs, DEFAULT, FAST]]
+    names = [name_of(config, "/data") for config in [*configs, DEFAULT, FAST]]
     assert len(set(names)) == 6 and names[0] == "fast-epochs=3-holdout=10000-max_lr=0.25"
-    _, (config,) = sweep.parse_args([*flags, "--grid", "dropout=0.1", "--holdout", "500"])
+    _, (config,) = parse_sweep([*flags, "--grid", "dropout=0.1", "--holdout", "500"])
     assert config.holdout == 500
 
 
@@ -110,7 +110,7 @@ def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
 )
 def test_refused(flags: str, named: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=named):
-        sweep.parse_args(["--output-dir", str(tmp_path), *flags.split()])
+        parse_sweep(["--output-dir", str(tmp_path), *flags.split()])
 
 
 def run_sweep(folder: Path, *flags: str) -> "subprocess.Popen[str]":
@@ -187,7 +187,7 @@ def test_a_run_that_fails_is_a_row_and_not_tried_again(
     for _ in range(2):
         flags = ["--grid", "max_lr=0.3,9", "--seeds", "2", "--jobs", "1", "--output-dir", str(tmp_path)]
         with pytest.raises(UserError, match="4 of 4 runs failed"):
-            sweep.main(*sweep.parse_args(flags))
+            sweep.main(*parse_sweep(flags))
     assert tried == [0.3, 9, 0.3, 9]
     errors = {read["error"] for path in tmp_path.glob("*.csv") for read in csv.DictReader(path.open())}
     assert errors == {"UserError: the loss became nan", "MemoryError: no memory"}
@@ -203,10 +203,10 @@ def test_data_that_cannot_be_had_is_no_runs_result(tmp_path: Path) -> None:
     flags = ["--dataset=folder", "--epochs=1", "--batch-size=2", "--jobs=1", "--seeds=1", "--output-dir"]
     flags += [str(tmp_path / "sweep"), "--data-path"]
     with pytest.raises(UserError, match="No such file"):
-        sweep.main(*sweep.parse_args([*flags, str(tmp_path / "wrong")]))
+        sweep.main(*parse_sweep([*flags, str(tmp_path / "wrong")]))
     (tmp_path / "one").rename(tmp_path / "of" / "one")
     for name in ("of/one", "of_one"):  # each has a table of its own
-        sweep.main(*sweep.parse_args([*flags, str(tmp_path / name)]))
+        sweep.main(*parse_sweep([*flags, str(tmp_path / name)]))
     tables = [list(csv.DictReader(path.open())) for path in (tmp_path / "sweep").glob("*.csv")]
     assert [[row["error"] for row in table] for table in tables] == [[""], [""]]
 
@@ -224,14 +224,14 @@ def test_a_mistake_that_a_worker_finds_is_one_line(tmp_path: Path) -> None:
 def test_without_ray_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install ray.*--jobs 1"):
-        sweep.main(*sweep.parse_args(["--output-dir", str(tmp_path)]))
+        sweep.main(*parse_sweep(["--output-dir", str(tmp_path)]))
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
 def test_a_cluster_that_is_not_there(address: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     with pytest.raises(UserError, match="--jobs 1"):
-        sweep.main(*sweep.parse_args(["--output-dir", str(tmp_path), "--address", address]))
+        sweep.main(*parse_sweep(["--output-dir", str(tmp_path), "--address", address]))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from config import ORIGINAL
-from errors import UserError
 from model import Net
-from train import advance, make_optimizer, to_device, train
+from runtime.cpu import speed_up
+from runtime.errors import UserError
+from train import advance, make_optimizer, train
 from utils import DeviceLoader, normalize
 
 CPU = torch.device("cpu")
@@ -26,7 +27,7 @@ def make_loader(train_set: Set, count: int, batch_size: int = 64) -> DeviceLoade
 
 def test_learns_from_real_images(train_set: Set) -> None:
     torch.manual_seed(0)
-    model = to_device(Net(), CPU)
+    model = speed_up(Net())
     optimizer = SGD(model.parameters(), lr=0.2, momentum=0.9)
     loader = make_loader(train_set, 60_000, 128)
     _, accuracy = train(model, CPU, loader, optimizer=optimizer, epoch=1, limit_batches=100)

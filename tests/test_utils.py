@@ -124,7 +124,7 @@ def test_the_streams_of_a_run_are_independent() -> None:
     seeds = [
         stream_seed(seed, stream, epoch) for seed in range(20) for stream in STREAMS for epoch in range(20)
     ]
-    assert len(set(seeds)) == len(seeds) == 20 * 3 * 20 and 0 <= min(seeds) and max(seeds) < 2**32
+    assert len(set(seeds)) == 20 * 3 * 20 and min(seeds) >= 0 and max(seeds) < 2**32
     draws = torch.stack(
         [torch.rand(10_000, generator=torch.Generator().manual_seed(seed)) for seed in seeds[:60]]
     )

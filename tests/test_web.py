@@ -13,10 +13,11 @@ import torch
 from browser import CHROMIUM, DIGITS, DRIVER, draw, press, settle, start_browser, view
 from PIL import Image
 
-from datasets import MEAN, STD, PictureError, load_mnist
+from checkpoint import load_trained
+from datasets import MEAN, STD, load_mnist
+from datasets.pictures import PictureError
 from export import web
 from predict.preprocess import preprocess
-from trained import load_trained
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "weights" / "best.pt"

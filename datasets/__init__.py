@@ -1,0 +1,119 @@
+"""The data sets: read one into images and labels, and describe what depends on which one it is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from config import ORIGINAL
+from datasets.downloads import load_torchvision
+from datasets.folder import load_folder
+from datasets.images import SIDE, Images, split_holdout
+from datasets.mnist import load_mnist
+from datasets.pictures import border
+from runtime.errors import UserError
+
+__all__ = [
+    "MEAN",
+    "MNIST",
+    "STD",
+    "Dataset",
+    "Images",
+    "describe",
+    "load",
+    "load_mnist",
+    "load_test",
+    "load_train",
+    "split_holdout",
+]
+
+NEARLY_ALL = 0.99  # of the training images; a property of these counts as one of the data set
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the network must know of its data; it is stored with the weights. Impossible values raise ``UserError``."""
+
+    name: str  # as for --dataset
+    classes: tuple[str, ...]  # their names, in the order of the labels
+    mean: float  # of the training images' pixels, scaled to [0, 1]
+    std: float  # their standard deviation
+    light_on_dark: bool  # whether the background is dark
+    digit_like: bool  # whether the images also have MNIST's form: has_mnists_form
+    target_accuracy: float | None  # in percent; a run stops there by default
+
+    def __post_init__(self) -> None:
+        target = self.target_accuracy
+        valid = (
+            isinstance(self.name, str)
+            and isinstance(self.classes, tuple)
+            and len(self.classes) >= 2
+            and all(isinstance(name, str) for name in self.classes)
+            and len(set(self.classes)) == len(self.classes)
+            and isinstance(self.mean, float)
+            and isinstance(self.std, float)
+            and 0 <= self.mean <= 1
+            and 0 < self.std <= 1
+            and isinstance(self.light_on_dark, bool)
+            and isinstance(self.digit_like, bool)
+            and (target is None or (isinstance(target, float) and 0 <= target <= 100))
+        )
+        if not valid:
+            raise UserError(f"impossible description of a data set: {self}")
+
+
+MEAN, STD = 0.1307, 0.3081  # of MNIST
+MNIST = Dataset("mnist", tuple("0123456789"), MEAN, STD, True, True, ORIGINAL.target_accuracy)
+
+
+def load(name: str, data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
+    """Read the training or the test set of the data set ``name``: images, labels, and the classes' names."""
+    if name == MNIST.name:
+        return load_mnist(train), MNIST.classes
+    return load_folder(data_path, train) if name == "folder" else load_torchvision(name, data_path, train)
+
+
+def load_train(name: str, data_path: str) -> tuple[Dataset, Images]:
+    """Read the training set of the data set ``name``, and describe it."""
+    images, classes = load(name, data_path, train=True)
+    return MNIST if name == MNIST.name else describe(name, classes, images[0]), images
+
+
+def load_test(dataset: Dataset, data_path: str) -> Images:
+    """Read the test set of ``dataset``, which must have the same classes."""
+    images, classes = load(dataset.name, data_path, train=False)
+    if classes != dataset.classes:
+        differing = ", ".join(sorted(set(classes) ^ set(dataset.classes)))
+        raise UserError(f"--data-path {data_path}: training and test set differ in the classes {differing}")
+    return images
+
+
+def describe(name: str, classes: tuple[str, ...], images: Tensor) -> Dataset:
+    """Measure the properties of a data set from its training ``images``, uint8 (N, 28, 28).
+
+    Mean and standard deviation are rounded to four digits, as MNIST's are.
+    """
+    counts = torch.bincount(images.flatten(), minlength=256).double()
+    levels, total = torch.arange(256, dtype=torch.float64) / 255, counts.sum()
+    mean = (counts * levels).sum() / total
+    std = round(((counts * (levels - mean) ** 2).sum() / total).sqrt().item(), 4)
+    if std == 0:
+        raise UserError(f"{name}: all pixels of the training images have the same value")
+    background = np.median(border(images.numpy().transpose(1, 2, 0)), axis=0)
+    light_on_dark = bool((background < 64).mean() >= NEARLY_ALL)
+    digit_like = light_on_dark and bool(has_mnists_form(images).double().mean() >= NEARLY_ALL)
+    return Dataset(name, classes, round(mean.item(), 4), std, light_on_dark, digit_like, None)
+
+
+def has_mnists_form(images: Tensor) -> Tensor:
+    """Tell which ``images``, uint8 (N, 28, 28), have the form of MNIST's, as bool (N,).
+
+    They are 20 pixels high or wide, with the centre of mass at 14, to half a pixel. 99.7 % of MNIST's
+    training images have that form, and none of Fashion-MNIST's.
+    """
+    rows, columns = images.sum(dim=2).double(), images.sum(dim=1).double()
+    position = torch.arange(SIDE, dtype=torch.float64)
+    centered = [((sums @ position) / sums.sum(dim=1) - 14).abs() <= 0.5 for sums in (rows, columns)]
+    length = torch.maximum((rows > 0).sum(dim=1), (columns > 0).sum(dim=1))
+    return centered[0] & centered[1] & (length == 20)

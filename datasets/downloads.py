@@ -1,0 +1,37 @@
+"""Data sets that torchvision downloads. Only they need torchvision, whose import takes seconds."""
+
+from pathlib import Path
+
+from config import TORCHVISION
+from datasets.images import SIDE, Images
+from runtime.errors import UserError
+
+
+def load_torchvision(name: str, data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
+    """Read a data set by torchvision's class for it, which downloads it to ``data_path`` if it isn't there.
+
+    Returns images and labels like ``load_mnist``, and the names of the classes. If the download fails, the
+    error says which files to fetch by hand.
+    """
+    from torchvision import datasets
+
+    kind = getattr(datasets, TORCHVISION[name])
+    raw = Path(data_path, kind.__name__, "raw")
+    try:
+        dataset = kind(data_path, train=train, download=True)
+        images, labels, classes = dataset.data, dataset.targets, tuple(dataset.classes)
+        if images.shape != (len(labels), SIDE, SIDE):
+            raise ValueError(f"images of the shape {tuple(images.shape)}")
+        if labels.min() < 0 or labels.max() >= len(classes):
+            raise ValueError("a label that is no class")
+    except Exception as error:  # torchvision's readers and urllib have no common error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        missing = [file for file, _ in kind.resources if not (raw / file.removesuffix(".gz")).exists()]
+        if missing:
+            solution = f"fetch {', '.join(missing)} from {kind.mirrors[0]} and gunzip them into {raw}"
+            raise UserError(f"{name} can't be downloaded ({reason}): {solution}") from None
+        part = raw / ("train-*" if train else "t10k-*")
+        raise UserError(f"{part} are damaged ({reason}): delete them, to download them again") from None
+    return (images, labels), classes

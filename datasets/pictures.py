@@ -1,0 +1,89 @@
+"""Read a picture of any format and size."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from datasets.images import SIDE
+from runtime.errors import UserError
+
+Floats = NDArray[np.float64]
+T = TypeVar("T")
+
+LONGEST_SIDE = 1000  # pixels of a picture; more only cost time, as few are left in the end
+GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
+
+
+class PictureError(UserError):
+    """No image can be had from a picture; the message says why."""
+
+
+def read_picture(file: BinaryIO, prepare: Callable[[Image.Image], T]) -> T:
+    """Return what ``prepare`` makes of the picture in ``file``; of an animation's first frame.
+
+    Raises ``PictureError`` where there is none, or a damaged or enormous one.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged metadata: if the pixels can be had, that is enough
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(file) as picture:
+                return prepare(picture)
+        except PictureError:
+            raise
+        except UnidentifiedImageError:
+            raise PictureError("it is not a picture that Pillow can read") from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise PictureError(f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        except Exception as error:  # Pillow's decoders have no common error: each has its own
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise PictureError(f"it is damaged: {reason}") from None
+
+
+def read_colors(picture: Image.Image) -> Floats:
+    """Return the colours of ``picture``, RGB (H, W, 3) in [0, 1]: steps 1 to 3 in predict/preprocess.py.
+
+    Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
+    """
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I;16"):
+        low, high, picture = 0.0, 65535.0, picture.convert("I")
+    elif picture.mode in ("I", "F"):
+        low, high = (float(value) for value in picture.getextrema())  # type: ignore[arg-type]
+    else:
+        low, high, picture = 0.0, 255.0, picture.convert("RGBA")
+    longer = max(picture.size)
+    if longer > LONGEST_SIDE:
+        picture = picture.reduce(math.ceil(longer / LONGEST_SIDE))
+    values = (np.asarray(picture, dtype=np.float64) - low) / max(high - low, 1e-9)
+    if values.ndim == 2:
+        return np.repeat(values[:, :, None], 3, axis=2)
+    rgb, alpha = values[:, :, :3], values[:, :, 3:]
+    opaque = (rgb * alpha).sum(axis=(0, 1)) / max(alpha.sum(), 1e-9)
+    ground = 1.0 if (1 - opaque).max() >= opaque.max() else 0.0
+    return np.asarray(rgb * alpha + ground * (1 - alpha))
+
+
+def border(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return the outermost of ``pixels``, (H, W, …), each once, as (n, …)."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+
+
+def fit_to_28x28(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return ``picture`` as a grey image, uint8 (28, 28): all of it, its aspect kept, in the middle.
+
+    The longer side becomes 28 pixels by Pillow's bicubic filter, and what is left over the median of the
+    picture's border; a grey picture of 28×28 stays as it is. Raises what ``read_colors`` does.
+    """
+    picture.draft(None, (8 * SIDE, 8 * SIDE))  # a JPEG of many pixels need not be decoded in full
+    values = np.floor(read_colors(picture) @ GREY * 255 + 0.5).astype(np.uint8)
+    grey, scale = Image.fromarray(values), SIDE / max(values.shape)
+    width, height = (max(1, math.floor(side * scale + 0.5)) for side in grey.size)
+    image = Image.new("L", (SIDE, SIDE), int(np.median(border(values))))
+    image.paste(grey.resize((width, height)), ((SIDE - width) // 2, (SIDE - height) // 2))
+    return np.array(image)

@@ -1,0 +1,95 @@
+"""Errors that end a command in one line, and how a command starts.
+
+A ``UserError`` or ``OSError`` that any function of this project raises ends the command in one line on stderr,
+without a traceback. Docstrings mention them only where that is not obvious.
+"""
+
+import errno
+import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """A problem that the user can solve; the message is one line that says what is wrong and what to do."""
+
+    status = 1  # exit status of the process
+
+
+class UsageError(UserError):
+    """A wrong argument; the message names the flag."""
+
+    status = 2
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: it ends a command as Ctrl-C does."""
+
+
+def run_command(program: str, parse_args: Callable[[], tuple[object, ...]], module: str) -> NoReturn:
+    """Read the arguments, then import ``module`` and call its ``main`` with them; exit with what it returns.
+
+    Importing torch takes seconds. In this order, ``--help`` and wrong arguments are answered at once.
+    """
+    end_in_one_line(program)
+    prepare_streams()
+    try:
+        arguments = parse_args()
+        status: int | None = importlib.import_module(module).main(*arguments)
+    finally:
+        sys.stdout.flush()  # here, a failure to write still ends in one line
+    sys.exit(status)
+
+
+def prepare_streams() -> None:
+    """Make stdout and stderr take any text, and treat a closed one as other Unix commands do."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
+    if sys.stderr is None:  # else the next file to be opened would become stderr
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = open(2, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not in a test that captures it
+            stream.reconfigure(errors="backslashreplace")
+
+
+def end_in_one_line(program: str) -> None:
+    """From now on, end ``program`` in one line on stderr where the user can solve the problem.
+
+    These are ``UserError``, ``OSError``, too little memory, Ctrl-C (exit status 130) and SIGTERM (143).
+    Every other exception keeps its traceback.
+    """
+
+    def terminate(*_: object) -> NoReturn:
+        raise Terminated
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        status, message = 1, str(error)
+        if isinstance(error, UserError):
+            status = error.status
+        elif isinstance(error, KeyboardInterrupt):
+            status, name = (143, "SIGTERM") if isinstance(error, Terminated) else (130, "Ctrl-C")
+            message = f"stopped by {name}: {message or 'nothing was saved'}"
+        elif (
+            isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError" or "CPUAllocator" in message
+        ):
+            # torch's own errors, on CUDA and on a CPU, are recognised by name and text: torch stays unimported.
+            message = "not enough memory; in training, try a smaller --batch-size"
+        elif isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        elif not isinstance(error, OSError):
+            return sys.__excepthook__(kind, error, traceback)
+        try:
+            sys.stdout.flush()
+        except OSError:  # Python would flush again at exit, and print a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"{program}: {'' if status > 2 else 'error: '}{message}", file=sys.stderr)
+        sys.exit(status)
+
+    sys.excepthook = hook
+    signal.signal(signal.SIGTERM, terminate)
