@@ -27,8 +27,17 @@ class UsageError(UserError):
     status = 2
 
 
+class DivergedError(UserError):
+    """The loss of a training is not finite."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: it ends a command as Ctrl-C does."""
+
+
+def printable(text: str) -> str:
+    """Return ``text``, such as the name of a file or class, with line breaks and control characters escaped."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def run_command(program: str, parse_args: Callable[[], tuple[object, ...]], module: str) -> NoReturn:
@@ -48,11 +57,11 @@ def run_command(program: str, parse_args: Callable[[], tuple[object, ...]], modu
 
 def prepare_streams() -> None:
     """Make stdout and stderr take any text, and treat a closed one as other Unix commands do."""
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
-    if sys.stderr is None:  # else the next file to be opened would become stderr
+    if sys.stderr is None:  # else the next file that is opened would become stderr
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         sys.stderr = open(2, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not in a test that captures it
             stream.reconfigure(errors="backslashreplace")
@@ -85,10 +94,11 @@ def end_in_one_line(program: str) -> None:
         elif not isinstance(error, OSError):
             return sys.__excepthook__(kind, error, traceback)
         try:
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except OSError:  # Python would flush again at exit, and print a traceback
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"{program}: {'' if status > 2 else 'error: '}{message}", file=sys.stderr)
+        print(f"{program}: {'' if status > 2 else 'error: '}{printable(message)}", file=sys.stderr)
         sys.exit(status)
 
     sys.excepthook = hook

@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision import transforms
 
 import checkpoint
-from checkpoint import EpochMetrics, Trained, load_run, load_trained, newest_trained
+from checkpoint import EpochMetrics, Progress, Trained, load_run, load_trained, newest_trained
 from config import ORIGINAL
 from datasets import MNIST, Dataset
 from model import Net
@@ -68,6 +68,14 @@ def another_archive() -> bytes:
     return buffer.getvalue()
 
 
+def compressed() -> bytes:
+    """A small file that would fill the memory."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(50_000_000))
+    return buffer.getvalue()
+
+
 WEIGHT = "conv1.weight"
 DAMAGED: dict[str, Callable[[], bytes]] = {
     "empty": lambda: b"",
@@ -88,6 +96,13 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
     "another shape": lambda: changed(lambda m: m.update({WEIGHT: torch.zeros(10, 1, 5, 5)})),
     "text for a layer": lambda: changed(lambda m: m.update({WEIGHT: "weights"})),
     "NaN": lambda: changed(lambda m: m[WEIGHT].view(-1)[4:5].fill_(float("nan"))),
+    "a tensor for the format": lambda: saved(good() | {"format": torch.tensor([2, 2])}),
+    "compressed": compressed,
+    "a negative variance": lambda: changed(lambda m: m["bn1.running_var"].neg_()),
+    "an accuracy of NaN": lambda: saved(good() | {"metrics": asdict(ROW) | {"eval_accuracy": float("nan")}}),
+    "an accuracy of 101 %": lambda: saved(good() | {"metrics": asdict(ROW) | {"train_accuracy": 101.0}}),
+    "0 for a bool": lambda: saved(good() | {"config": asdict(ORIGINAL) | {"early_stopping": 0}}),
+    "a number for a name": lambda: saved({3: torch.zeros(1)}),
     "text for an epoch": lambda: saved(good() | {"metrics": asdict(ROW) | {"epoch": "one"}}),
     "another setting": lambda: saved(good() | {"config": asdict(ORIGINAL) | {"colour": "red"}}),
 }
@@ -125,9 +140,9 @@ def test_a_checkpoint_never_runs_code(
         assert made.exists()
 
 
-def test_a_run_of_an_earlier_version_is_refused_in_one_line_that_says_so(tmp_path: Path) -> None:
-    (tmp_path / "best.pt").write_bytes(saved({"model": {"layers.0.0.weight": torch.zeros(1)}, "epoch": 1}))
-    assert "not written by this version" in refused(tmp_path / "best.pt")
+def test_another_version_is_named(tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(saved(good() | {"format": 1}))
+    assert "was written by another version of the project" in refused(tmp_path / "best.pt")
 
 
 def test_a_good_checkpoint_comes_back_whole(tmp_path: Path) -> None:
@@ -161,6 +176,7 @@ def test_the_data_set_comes_back_and_decides_the_classes(tmp_path: Path) -> None
             {"classes": ["a", "b", "c"]},
             {"classes": ("a",)},
             {"classes": ("a", "b", 3)},
+            {"classes": ("a", "b", "a")},
             {"name": None},
             {"mean": 3.0},
         ),
@@ -180,6 +196,16 @@ def test_a_data_set_that_cannot_be_is_refused(change: dict[str, Any], tmp_path: 
     assert "another Dataset" in refused(tmp_path / "best.pt")
     save_tensors(tmp_path / "best.pt", content | {"dataset": 3})
     refused(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict"])
+def test_weights_as_other_programs_save_them_are_read(prefix: str, key: str | None, tmp_path: Path) -> None:
+    """As ``DataParallel`` and ``torch.compile`` name them, and under the usual keys."""
+    model = Net()
+    weights: dict[str, Any] = {prefix + name: value for name, value in model.state_dict().items()}
+    torch.save(weights if key is None else {key: weights, "epoch": 3}, tmp_path / "theirs.pth")
+    assert torch.equal(load_trained(tmp_path / "theirs.pth").model.conv6.weight, model.conv6.weight)
 
 
 def test_bare_weights_are_taken_and_nothing_is_said_of_them(tmp_path: Path) -> None:
@@ -248,21 +274,22 @@ def test_log_probs_against_torchvisions_transforms() -> None:
         torch.testing.assert_close(log_probs[i].double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_progress_of_an_earlier_version_is_refused_in_one_line_that_says_so(tmp_path: Path) -> None:
+def test_progress_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -> None:
     torch.save({"settings": {"recipe": "reliable"}, "epoch": 1, "rows": []}, tmp_path / "last.pt")
-    with pytest.raises(UserError, match="not written by this version"):
+    with pytest.raises(UserError, match=r"last\.pt does not fit this version of the project"):
         load_run(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config", "metrics", "device", "versions", "finished"])
+@pytest.mark.parametrize(
+    "name", ["config", "metrics", "device", "versions", "finished", "data_path", "best_model"]
+)
 @pytest.mark.parametrize("value", [None, "text", 3, [1, 2], {"a": 1}, [{"epoch": 1}]])
 def test_progress_of_another_kind_is_refused(name: str, value: Any, tmp_path: Path) -> None:
-    progress: dict[str, Any] = {"config": asdict(ORIGINAL), "metrics": [asdict(ROW)], "device": "cpu"}
-    progress |= {"versions": {}, "finished": False}
+    progress = asdict(Progress(ORIGINAL, "cpu", "data", LETTERS, {}, [ROW], best_model=Net().state_dict()))
     save_tensors(tmp_path / "last.pt", progress)
     assert load_run(tmp_path)[0].metrics == [ROW]
     save_tensors(tmp_path / "last.pt", progress | {name: value})
-    if (name, value) in [("device", "text"), ("versions", {"a": 1})]:
-        return
-    with pytest.raises(UserError, match=r"last\.pt"):
-        load_run(tmp_path)
+    fitting = [("device", "text"), ("data_path", "text"), ("versions", {"a": 1}), ("best_model", None)]
+    if (name, value) not in [*fitting, ("best_model", {"a": 1})]:
+        with pytest.raises(UserError, match=r"last\.pt"):
+            load_run(tmp_path)

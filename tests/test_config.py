@@ -21,6 +21,8 @@ REFUSED = [  # flags; what the message says of them
     (["--momentum", "1"], "argument --momentum: must be from 0 to 0.9999, not 1.0"),
     (["--base-momentum", "0.9", "--max-momentum", "0.8"], "argument --base-momentum: must be at most"),
     (["--dropout", "1"], "argument --dropout: must be from 0 to 0.99, not 1.0"),
+    (["--momentum", "0.9", "--base-momentum", "0.8"], "argument --base-momentum: not allowed with argument"),
+    (["--target-accuracy", "99", "--no-early-stopping"], "argument --target-accuracy: not allowed with"),
     (["--interpolation", "bicubic"], "argument --interpolation: must be one of nearest, bilinear"),
     (["--recipe", "Original"], "argument --recipe: must be one of default, best, fast, original"),
     (["--recipe"], "argument --recipe: expected one argument"),
@@ -56,7 +58,15 @@ def test_help_and_mistakes_answer_before_torch_is_imported(argv: list[str], comm
 
 
 def test_a_setting_is_checked_without_a_command_line_too() -> None:
-    for changes in ({"epochs": 0}, {"epochs": "3"}, {"dropout": "0.1"}, {"early_stopping": 1}, {"seed": 1.0}):
+    for changes in (
+        {"early_stopping": 0},
+        {"epochs": True},
+        {"epochs": 0},
+        {"epochs": "3"},
+        {"dropout": "0.1"},
+        {"early_stopping": 1},
+        {"seed": 1.0},
+    ):
         with pytest.raises(UsageError, match=f"argument {flag(next(iter(changes)))}: must be "):
             replace(ORIGINAL, **changes)
     assert replace(ORIGINAL, rotation=10).rotation == 10
@@ -70,6 +80,9 @@ def test_flags_override_the_recipe() -> None:
     config, options = parse_args(["--recipe", "fast", "--early-stopping", "--epochs=3", "--device", "cpu"])
     assert config == replace(FAST, early_stopping=True, epochs=3)
     assert options.given == {"recipe", "early_stopping", "epochs", "device"}
+    for recipe in RECIPES:  # a target that did nothing would be a silent mistake
+        config, _ = parse_args(["--recipe", recipe, "--target-accuracy", "99.5"])
+        assert config.early_stopping and config.target_accuracy == 99.5
     assert parse_args(["--no-early-stopping"])[0] == replace(DEFAULT, early_stopping=False)
 
 

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -30,6 +31,47 @@ def test_what_a_user_can_cause_is_one_line_and_the_rest_a_traceback(
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == status
     assert done.stderr.startswith("Traceback") if line is None else done.stderr == line + "\n"
+
+
+COMMAND = """
+import sys, types
+from runtime.errors import run_command
+module = types.ModuleType("work")
+module.main = lambda: print("七\\udc80") or print("七", file=sys.stderr)
+sys.modules["work"] = module
+run_command("program", lambda: (), "work")
+"""
+
+
+@pytest.mark.parametrize(
+    "redirection, status, out, err",
+    [
+        ("", 0, "\\u4e03\\udc80\n", "\\u4e03\n"),
+        (">&-", 1, "", "program: error: standard output: Bad file descriptor\n"),
+        ("2>&-", 0, "\\u4e03\\udc80\n", ""),
+        (">&- 2>&-", 1, "", ""),
+        (">/dev/full", 1, "", "\\u4e03\nprogram: error: No space left on device\n"),
+    ],
+)
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell redirects")
+def test_output_that_cannot_be_encoded_or_written(redirection: str, status: int, out: str, err: str) -> None:
+    done = subprocess.run(
+        f'"$PYTHON" -c "$CODE" {redirection}',
+        shell=True,
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        | {"PYTHON": sys.executable, "CODE": COMMAND, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
+
+
+def test_a_message_is_one_line_whatever_a_name_holds() -> None:
+    code = "from runtime.errors import *; end_in_one_line('program'); raise UserError('a\\nb\\x1b[31m七')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == "program: error: a\\nb\\x1b[31m七\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")

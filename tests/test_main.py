@@ -14,13 +14,15 @@ from conftest import ROOT, SHORT, Command, Set
 from PIL import Image
 from torch import Tensor
 
+import checkpoint
 import main
 from checkpoint import load_run, load_trained, newest_trained
 from config import parse_args, select_device
 from datasets import MEAN, STD, load_mnist, split_holdout
 from model import Net
 from runtime.errors import UsageError, UserError
-from runtime.files import locked
+from runtime.files import locked, read_table, write_table
+from runtime.tensor_files import save_tensors
 from train import train
 
 SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
@@ -165,7 +167,7 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
     assert_same_run(folder, tmp_path / "whole")
     call("--resume", str(folder / "last.pt"))  # finished: nothing happens
     assert_same_run(folder, tmp_path / "whole")
-    with pytest.raises(UserError, match=r"last\.pt is what a run goes on from: name the best\.pt"):
+    with pytest.raises(UserError, match=r"last\.pt is for resuming a run: name the best\.pt"):
         call("--test-only", "--weights", str(folder / "last.pt"))
 
 
@@ -180,6 +182,84 @@ def test_what_contradicts_a_run_that_is_resumed_is_named(fake: list[float], tmp_
     call("--resume", str(folder), "--seed", "1", "--device", "cpu")
     with locked(folder), pytest.raises(UserError, match="in use by another process"):
         call("--resume", str(folder))
+
+
+@pytest.mark.parametrize(
+    "killed_before, accuracies", [("last.pt", [90, 95, 85, 80]), ("best.pt", [90, 95, 80])]
+)
+def test_best_weights_are_of_an_epoch_that_the_run_still_has(
+    killed_before: str,
+    accuracies: list[float],
+    fake: list[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """If the second epoch, the best so far, is lost, and its repetition ends lower; and if it is saved."""
+    fake += accuracies
+    folder, writes = tmp_path / "run", 0
+
+    def save_or_die(path: Path, content: dict[str, Any]) -> None:
+        nonlocal writes
+        writes += path.name == killed_before
+        if writes == (
+            3 if killed_before == "last.pt" else 2
+        ):  # last.pt is written before the first epoch, too
+            raise KeyboardInterrupt
+        save_tensors(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, "save_tensors", save_or_die)
+        call(*SHORT, "--output-dir", str(folder))
+    call("--resume", str(folder))
+    best, rows = load_trained(folder / "best.pt").metrics, read_table(folder / "metrics.csv", ["epoch"])
+    expected = {"last.pt": ["90", "85", "80"], "best.pt": ["90", "95", "80"]}[killed_before]
+    assert [row["eval_accuracy"] for row in rows] == expected
+    assert best is not None and str(best.eval_accuracy) == max(expected)
+    (folder / "best.pt").write_text("damaged")
+    (folder / "metrics.csv").unlink()
+    call("--resume", str(folder))  # finished; but what follows from last.pt is restored
+    assert load_trained(folder / "best.pt").metrics == best
+    assert read_table(folder / "metrics.csv", ["epoch"]) == rows
+
+
+def test_a_table_that_cannot_be_written_loses_no_epoch(
+    fake: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """As when a spreadsheet has it open on Windows."""
+    fake += [90.0, 91.0, 92.0]
+    calls = 0
+
+    def write_or_fail(path: Path, rows: list[Any]) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 3):
+            raise PermissionError("metrics.csv can't be written: Permission denied")
+        write_table(path, rows)
+
+    monkeypatch.setattr(checkpoint, "write_table", write_or_fail)
+    call(*SHORT, "--output-dir", str(tmp_path / "run"))
+    line = "warning: metrics.csv can't be written: Permission denied; the next epoch, or --resume, writes it again"
+    assert capsys.readouterr().err.count(line) == 2
+    assert len(read_table(tmp_path / "run" / "metrics.csv", ["epoch"])) == 3
+
+
+def test_a_run_of_a_device_that_is_missing_says_how_to_continue(
+    fake: list[float], tmp_path: Path, capsys: Capture
+) -> None:
+    fake += [90.0] * 8
+    for flags in (["--device", "cpu"], ["--device", "auto"]):
+        folder = tmp_path / flags[1]
+        call(*SHORT, "--output-dir", str(folder))
+        progress = torch.load(folder / "last.pt", weights_only=True)
+        missing = "mps" if not torch.backends.mps.is_available() else "cuda:99"
+        stopped = {"device": missing, "finished": False, "metrics": progress["metrics"][:2]}
+        torch.save(progress | stopped, folder / "last.pt")
+        problem = f"{folder} was trained on {missing}, which can't be used here"
+        with pytest.raises(UserError) as caught:
+            call("--resume", str(folder))
+        assert str(caught.value) == f"{problem}: to continue on the CPU, add --device cpu"
+        call("--resume", str(folder), *flags)
+        assert load_run(folder)[0].finished
 
 
 @pytest.mark.parametrize("content", [None, b"", b"text", b"PK\x03\x04"])
@@ -333,16 +413,19 @@ def test_a_run_on_a_folder_of_pictures(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
         patch.setattr(main, "train", stop)
         call(*flags, "--data-path", str(data), "--output-dir", "runs/a")
-    assert str(caught.value).endswith(f"main.py --resume runs/a --data-path '{data}'")
+    assert str(caught.value).endswith("main.py --resume runs/a")
+    assert load_run(Path("runs/a"))[0].data_path == str(data)
     with pytest.raises(UserError, match=r"--data-path .*other: not the data that runs/a was trained on"):
         call("--resume", "runs/a", "--data-path", str(other))
-    with pytest.raises(UsageError, match="argument --data-path: MNIST came with the project"):
+    with pytest.raises(UsageError, match="argument --data-path: needs --dataset; MNIST is included"):
         call("--data-path", str(data), "--output-dir", "runs/b")  # --dataset folder was forgotten
     assert not Path("runs", "b").exists()
     with pytest.raises(UsageError, match="argument --dataset: the run has folder, not mnist"):
         call("--resume", "runs/a", "--dataset", "mnist")
     capsys.readouterr()
     moved = data.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match=rf"the data of runs/a is no longer in {data}: add --data-path"):
+        call("--resume", "runs/a")
     call("--resume", "runs/a", "--data-path", str(moved))
     out = capsys.readouterr().out
     assert "Total parameters: 9,679\n" in out  # seven channels fewer, of 16 weights and a bias each
@@ -351,9 +434,9 @@ def test_a_run_on_a_folder_of_pictures(
     assert trained.dataset == load_run(Path("runs/a"))[0].dataset
     assert trained.dataset.classes == ("a", "b", "c") and trained.model.conv7.out_channels == 3
     assert str(trained).endswith("% on the test set of folder)")
-    call("--test-only", "--data-path", str(moved), "--device", "cpu")
+    call("--test-only", "--device", "cpu")  # where the run had its data
     assert re.search(r"Accuracy: \d/8 \(", capsys.readouterr().out)
-    with pytest.raises(UserError, match="the test set has not the classes trained on: d"):
+    with pytest.raises(UserError, match="training and test set differ in the classes d"):
         call("--test-only", "--data-path", str(other))
     with pytest.raises(UsageError, match="argument --dataset: the weights are of folder; leave it out"):
         call("--test-only", "--dataset", "kmnist")
@@ -373,7 +456,7 @@ def test_another_data_set_has_no_early_stop_unless_asked(
 
 
 def test_data_that_cannot_be_had_leave_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="No such file"):
+    with pytest.raises(OSError, match="No such file"):
         call("--dataset", "folder", "--data-path", str(tmp_path / "a"), "--output-dir", str(tmp_path / "b"))
     assert list(tmp_path.iterdir()) == []
 

@@ -23,6 +23,17 @@ def test_normalize(train_set: Set) -> None:
     torch.testing.assert_close(normalize(train_set[0][:100, None]), expected, atol=1e-6, rtol=1e-5)
 
 
+def test_the_callers_images_stay_as_they_are(train_set: Set) -> None:
+    for images in (train_set[0][:100], train_set[0][:100].float()):
+        before = images.clone()
+        loader = DeviceLoader(images, train_set[1][:100], 50)
+        (first, second), (again, _) = ([data for data, _ in loader] for _ in range(2))
+        assert torch.equal(first, again) and torch.equal(images, before)
+        distorting = DeviceLoader(images, train_set[1][:100], 50, config=ORIGINAL)
+        assert len(list(distorting)) == 2 and torch.equal(images, before)
+        torch.testing.assert_close(normalize(images.double()).float(), normalize(images))
+
+
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("limit", [7.0, 90.0])
 def test_rotation_is_torchvisions(train_set: Set, interpolation: str, limit: float) -> None:
