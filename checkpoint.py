@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torchvision
-from torch.optim import SGD
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from config import Config, Options, flag, value_type
@@ -85,7 +85,7 @@ class TrainingState:
     """What changes while a run trains."""
 
     model: Net
-    optimizer: SGD
+    optimizer: Optimizer
     scheduler: OneCycleLR
     ema: Net | None  # the running average of the network
 

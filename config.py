@@ -42,10 +42,12 @@ class Config:
     dataset: str = setting("mnist", "what to learn", choices=("mnist", *TORCHVISION, "folder"))
     epochs: int = setting(19, "passes over the training set", 1, 10_000)
     batch_size: int = setting(128, "images in a training step", 1, 60_000)
+    opt: str = setting("sgd", "optimizer; muon: Muon for the convolutions' weights", choices=("sgd", "muon"))
     # The notebook gives SGD lr=0.015 and momentum=0.9. OneCycleLR replaces both before the first step, by
     # max_lr / div_factor = 0.015 / 10 and by its cycle of the momentum; these are the values that act.
     lr: float = setting(0.0015, "learning rate at the start of the schedule", 1e-9, 100)
     max_lr: float = setting(0.015, "learning rate at the peak of the schedule", 1e-9, 100)
+    muon_lr: float = setting(0.1, "with --opt muon, its learning rate at the peak of the schedule", 1e-9, 100)
     final_div_factor: float = setting(100.0, "learning rate at the start over that at the end", 1, 1e9)
     pct_start: float = setting(0.2, "share of the schedule before the peak", 0, 1)
     momentum: float | None = setting(

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,34 +13,38 @@ from tqdm import tqdm
 
 from config import Config
 from errors import UserError
+from muon import MOMENTUM, Muon
 from utils import Loader
 
 BAR_INTERVAL = 25  # batches between two looks at the device, each of which waits for it
 
 
-def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[SGD, OneCycleLR]:
-    """Make SGD and its schedule over ``total_steps`` steps.
+def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[Optimizer, OneCycleLR]:
+    """Make the optimizer and its schedule over ``total_steps`` steps.
 
-    The first step is trained at ``config.lr``, however short the schedule is.
+    The first step is trained at ``config.lr``, however short the schedule is. Muon's rate has a schedule of
+    the same shape, up to ``config.muon_lr``. Its momentum is constant.
     """
-    optimizer = SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.max_momentum if config.momentum is None else config.momentum,
-        weight_decay=config.weight_decay,
-        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
-    )
+    momentum = config.max_momentum if config.momentum is None else config.momentum
+    shared: Any = {"lr": config.lr, "momentum": momentum, "weight_decay": config.weight_decay}
+    optimizer: Optimizer
+    if config.opt == "muon":
+        optimizer = Muon(model.parameters(), muon_lr=config.muon_lr, **shared)
+    else:
+        fused = next(model.parameters()).device.type in ("cpu", "cuda")
+        optimizer = SGD(model.parameters(), fused=fused, **shared)
+    groups = len(optimizer.param_groups)  # with Muon, a second one: the matrices
     scheduler = OneCycleLR(
         optimizer,
-        max_lr=config.max_lr,
+        max_lr=[config.max_lr, config.muon_lr][:groups],
         total_steps=max(total_steps, 2),
         # A warm-up of less than two steps would begin behind the peak, or divide by zero.
         pct_start=max(float(config.pct_start), 2 / max(total_steps, 2)),
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,
-        base_momentum=config.base_momentum,
-        max_momentum=config.max_momentum,
+        base_momentum=[config.base_momentum, MOMENTUM][:groups],
+        max_momentum=[config.max_momentum, MOMENTUM][:groups],
     )
     return optimizer, scheduler
 
