@@ -42,10 +42,14 @@ class Config:
     dataset: str = setting("mnist", "data set", choices=("mnist", *TORCHVISION, "folder"))
     epochs: int = setting(19, "passes over the training set", 1, 10_000)
     batch_size: int = setting(128, "images in a training step", 1, 60_000)
+    opt: str = setting(
+        "sgd", "optimizer; muon is for the weights of the convolutions", choices=("sgd", "muon")
+    )
     # The notebook passes lr=0.015 and momentum=0.9 to SGD, but OneCycleLR replaces both before the first step:
     # by max_lr / div_factor = 0.015 / 10, and by cycled momentum. These are the values that take effect.
     lr: float = setting(0.0015, "learning rate at the start of the schedule", 1e-9, 100)
     max_lr: float = setting(0.015, "learning rate at the peak of the schedule", 1e-9, 100)
+    muon_lr: float = setting(0.1, "learning rate of Muon at the peak of the schedule", 1e-9, 100)
     final_div_factor: float = setting(100.0, "learning rate at the start, divided by that at the end", 1, 1e9)
     pct_start: float = setting(0.2, "share of the schedule before the peak", 0, 1)
     momentum: float | None = setting(
@@ -254,6 +258,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     for name, other in exclusive:
         if name in given and other in given:
             parser.error(f"argument {flag(name)}: not allowed with argument {flag(other)}")
+    if "muon_lr" in given and given.get("opt", recipe.opt) != "muon":
+        parser.error("argument --muon-lr: only allowed with argument --opt muon")
     if "weights" in given and "test_only" not in given:
         parser.error("argument --weights: only allowed with argument --test-only")
     if "tensorboard" in given and importlib.util.find_spec("tensorboard") is None:

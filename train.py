@@ -1,6 +1,7 @@
 """Train for one epoch, and make what moves meanwhile: optimizer and schedule."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,33 +11,39 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from config import Config
+from muon import MOMENTUM, Muon
 from runtime.errors import DivergedError
 from utils import Loader
 
 BAR_INTERVAL = 25  # batches from one update of the bar's text to the next; each waits for the device
 
 
-def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[SGD, OneCycleLR]:
-    """Make SGD and its schedule over ``total_steps`` steps, of which the first has the rate ``config.lr``."""
-    optimizer = SGD(
-        model.parameters(),
-        lr=config.lr,
-        momentum=config.max_momentum if config.momentum is None else config.momentum,
-        weight_decay=config.weight_decay,
-        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
-    )
+def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[Optimizer, OneCycleLR]:
+    """Make the optimizer and its schedule over ``total_steps`` steps, of which the first has the rate ``config.lr``.
+
+    The learning rate of Muon follows the same schedule, scaled to its own peak; its momentum is constant.
+    """
+    momentum = config.max_momentum if config.momentum is None else config.momentum
+    shared: Any = {"lr": config.lr, "momentum": momentum, "weight_decay": config.weight_decay}
+    optimizer: Optimizer
+    if config.opt == "muon":
+        optimizer = Muon(model.parameters(), muon_lr=config.muon_lr, **shared)
+    else:
+        fused = next(model.parameters()).device.type in ("cpu", "cuda")
+        optimizer = SGD(model.parameters(), fused=fused, **shared)
+    groups = len(optimizer.param_groups)  # two with Muon: the other parameters, and the matrices
     steps = max(total_steps, 2)
     scheduler = OneCycleLR(
         optimizer,
-        max_lr=config.max_lr,
+        max_lr=[config.max_lr, config.muon_lr][:groups],
         total_steps=steps,
         # With a warm-up of less than two steps, OneCycleLR would start after the peak, or divide by zero.
         pct_start=max(float(config.pct_start), 2 / steps),
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,
-        base_momentum=config.base_momentum,
-        max_momentum=config.max_momentum,
+        base_momentum=[config.base_momentum, MOMENTUM][:groups],
+        max_momentum=[config.max_momentum, MOMENTUM][:groups],
     )
     return optimizer, scheduler
 
