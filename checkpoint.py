@@ -142,7 +142,7 @@ def open_run(config: Config, options: Options) -> Iterator[Run]:
 
 
 def resume_run(folder: Path, config: Config, options: Options) -> Run:
-    """Load the run in ``folder``, as far as ``options`` allow with changes; restore best.pt and metrics.csv."""
+    """Load the run in ``folder`` with what ``options`` may change; restore its best.pt and metrics.csv."""
     progress, states = load_run(folder)
     check_resumed(progress.config, config, options.given)
     if progress.best_model is not None:
@@ -190,7 +190,7 @@ def save_metrics(folder: Path, progress: Progress) -> None:
     try:
         write_table(folder / "metrics.csv", [*map(asdict, progress.metrics)])
     except OSError as error:
-        warn(f"{error}; the next epoch, or --resume, writes it again")
+        warn(f"{error}; the next epoch, or --resume, writes it")
 
 
 def load_run(folder: Path) -> tuple[Progress, dict[str, Any]]:
@@ -271,7 +271,7 @@ class Trained:
 
 
 def load_trained(file: str | Path | None) -> Trained:
-    """Read a trained network from a best.pt, or another file of ``Net``'s state dict; None: the newest one."""
+    """Read a trained network: the newest, or a ``file``, best.pt or any other with a state dict of ``Net``."""
     if file is None:
         return newest_trained()
     path = Path(file)
@@ -296,7 +296,7 @@ def load_trained(file: str | Path | None) -> Trained:
 
 
 def find_state_dict(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the state dict in ``content``, without the prefixes of ``DataParallel`` and ``torch.compile``."""
+    """Return the state dict in ``content``, without prefixes of ``DataParallel`` and ``torch.compile``."""
     for name in ("model", "state_dict", "model_state_dict"):
         content = content.get(name, content)
     return {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in content.items()}

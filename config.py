@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-# Data sets that torchvision downloads: the name for --dataset, and torchvision's class, which must be like its MNIST.
+# Data sets that torchvision downloads: their name for --dataset, and torchvision's class, like its MNIST.
 TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 
 
@@ -45,8 +45,8 @@ class Config:
     opt: str = setting(
         "sgd", "optimizer; muon is for the weights of the convolutions", choices=("sgd", "muon")
     )
-    # The notebook passes lr=0.015 and momentum=0.9 to SGD, but OneCycleLR replaces both before the first step:
-    # by max_lr / div_factor = 0.015 / 10, and by cycled momentum. These are the values that take effect.
+    # The notebook passes lr=0.015 and momentum=0.9 to SGD. OneCycleLR replaces both before the first step, by
+    # max_lr / div_factor = 0.015 / 10 and by a cycled momentum. These are the values that take effect.
     lr: float = setting(0.0015, "learning rate at the start of the schedule", 1e-9, 100)
     max_lr: float = setting(0.015, "learning rate at the peak of the schedule", 1e-9, 100)
     muon_lr: float = setting(0.1, "learning rate of Muon at the peak of the schedule", 1e-9, 100)
@@ -131,7 +131,7 @@ def check(name: str, value: object) -> None:
 
 
 def check_resumed(stored: Config, config: Config, given: Set[str]) -> None:
-    """Raise ``UsageError`` if a flag, one of ``given``, contradicts the ``stored`` settings of a resumed run."""
+    """Raise ``UsageError`` if a ``given`` flag contradicts the ``stored`` settings of a resumed run."""
     for name in sorted(given & vars(config).keys()):
         old, new = getattr(stored, name), getattr(config, name)
         if old != new:
@@ -140,8 +140,8 @@ def check_resumed(stored: Config, config: Config, given: Set[str]) -> None:
 
 ORIGINAL = Config()
 
-# Four differences from the original: the schedule moves with each batch, as PyTorch documents it; its peak is 20
-# times higher; rotation is bilinear; and the running average of the weights is tested. docs/results.md has the
+# Four differences from the original: the schedule moves with each batch, as PyTorch documents it; its peak is
+# 20 times higher; rotation is bilinear; the running average of the weights is tested. docs/results.md has the
 # effect of each.
 DEFAULT = replace(
     ORIGINAL,

@@ -11,10 +11,11 @@ from utils import Loader
 def test(
     model: nn.Module, device: torch.device | str, test_loader: Loader, *, name: str = "Test set"
 ) -> tuple[float, float]:
-    """Evaluate ``model`` on all of ``test_loader`` and print the result in one line, which begins with ``name``.
+    """Evaluate ``model`` on all of ``test_loader``, print one line, and return mean loss and accuracy in percent.
 
-    ``test_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,). The model maps images to
-    log-probabilities, or to logits, (N, classes). Returns the mean loss and the accuracy in percent.
+    - ``test_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,).
+    - The model maps images to log-probabilities, or to logits, (N, classes).
+    - ``name`` is what the line calls the images.
     """
     model.eval()
     loss_sum = torch.zeros((), device=device)

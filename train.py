@@ -19,9 +19,10 @@ BAR_INTERVAL = 25  # batches from one update of the bar's text to the next; each
 
 
 def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[Optimizer, OneCycleLR]:
-    """Make the optimizer and its schedule over ``total_steps`` steps, of which the first has the rate ``config.lr``.
+    """Make the optimizer and its schedule over ``total_steps`` steps.
 
-    The learning rate of Muon follows the same schedule, scaled to its own peak; its momentum is constant.
+    The first step has the learning rate ``config.lr``. The rate of Muon follows the same schedule, scaled to its
+    own peak; its momentum is constant.
     """
     momentum = config.max_momentum if config.momentum is None else config.momentum
     shared: Any = {"lr": config.lr, "momentum": momentum, "weight_decay": config.weight_decay}
@@ -49,7 +50,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
 
 
 def advance(scheduler: LRScheduler, steps: int = 1) -> None:
-    """Move the schedule on by ``steps``, but not past its last step, if it has one: the last batch needs that."""
+    """Move the schedule on by ``steps``, but not past its last step, which is for the last batch."""
     last_step = getattr(scheduler, "total_steps", math.inf) - 1
     for _ in range(steps):
         if scheduler.last_epoch < last_step:
@@ -71,15 +72,15 @@ def train(
 ) -> tuple[float, float]:
     """Train ``model`` for one epoch, with a progress bar on stderr.
 
-    - ``train_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,). The model maps images to
-      log-probabilities, or to logits, (N, classes).
+    - ``train_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,).
+    - The model maps images to log-probabilities, or to logits, (N, classes).
     - ``scheduler`` moves after each batch.
     - ``limit_batches`` ends the epoch after so many batches.
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
     - ``ema``, a copy of the model, becomes the running average of its weights; ``ema_decay`` is in [0, 1).
 
-    Returns loss, without label smoothing, and accuracy in percent. Both are means over the images as trained on:
-    distorted, and each before its step. A loss that is not finite raises ``DivergedError``.
+    Returns loss, without label smoothing, and accuracy in percent: the means over the images as trained on, each
+    before its step. A loss that is not finite raises ``DivergedError``.
     """
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))

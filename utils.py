@@ -25,7 +25,7 @@ class Loader(Protocol):
 
 
 def normalize(images: Tensor, dataset: Dataset = MNIST) -> Tensor:
-    """Map pixels in 0 to 255, uint8 or float32, to float32 with mean 0 and standard deviation 1 over ``dataset``."""
+    """Map pixels in 0 to 255 to float32 with mean 0 and standard deviation 1 over ``dataset``."""
     return images.div(255 * dataset.std).sub_(dataset.mean / dataset.std)
 
 
@@ -46,8 +46,8 @@ def affine(
     - ``scale``, (N, 2), multiplies width and height.
     - ``shear``, (N,), moves each row to the right, by this share of its distance below the centre.
 
-    All are float32, as is the result. A rotation alone equals torchvision's ``rotate`` on uint8 images, except
-    where float rounding decides between two pixels or grey levels.
+    All are float32, as is the result. A rotation alone equals torchvision's ``rotate`` on uint8 images,
+    except where rounding decides between two pixels or grey levels.
     """
     radians = torch.deg2rad(degrees)
     cos, sin = radians.cos(), radians.sin()
@@ -75,9 +75,10 @@ class DeviceLoader:
     """A loader whose data set is on the device as a whole; it takes the place of a ``DataLoader``.
 
     - ``images`` is uint8 (N, 28, 28), ``labels`` is int64 (N,).
-    - It yields normalised images, float32 (B, 1, 28, 28), and targets, int64 (B,). The last batch may be smaller.
-    - With a ``config``, each pass has its own order and distorts each image by uniform random amounts within the
-      config's limits. Seed and ``epoch`` determine them. Nothing is copied to the host.
+    - It yields normalised images, float32 (B, 1, 28, 28), and targets, int64 (B,). The last batch may be
+      smaller. Nothing is copied to the host.
+    - With a ``config``, each pass has its own order, and distorts each image by uniform random amounts up to
+      the config's limits. Seed and ``epoch`` determine both.
     """
 
     images: Tensor
@@ -121,10 +122,10 @@ Loaders = tuple[DeviceLoader, DeviceLoader]  # for training and for evaluation
 
 
 def get_loaders(config: Config, device: torch.device, data_path: str = Options.data_path) -> Loaders:
-    """Load the data set that ``config`` names onto ``device``, and make the loaders for training and evaluation.
+    """Load the data set of ``config`` onto ``device``, and make the loaders for training and evaluation.
 
-    ``config.holdout`` training images, always the same, replace the test set if it isn't 0. ``data_path`` is the
-    folder of a data set that doesn't come with the project.
+    If ``config.holdout`` isn't 0, so many training images, always the same, replace the test set.
+    ``data_path`` is the folder of the data set; MNIST needs none.
     """
     dataset, (images, labels) = load_train(config.dataset, data_path)
     if config.holdout >= len(labels):

@@ -33,7 +33,10 @@ NEARLY_ALL = 0.99  # of the training images; a property of these counts as one o
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the network must know of its data; it is stored with the weights. Impossible values raise ``UserError``."""
+    """What the network must know of its data; stored with the weights.
+
+    Impossible values raise ``UserError``.
+    """
 
     name: str  # as for --dataset
     classes: tuple[str, ...]  # their names, in the order of the labels

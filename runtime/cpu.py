@@ -14,11 +14,11 @@ CACHE_LINE = 16  # float32 numbers
 
 
 def speed_up(model: nn.Module) -> nn.Module:
-    """Make ``model`` train faster on a CPU, in place, and return it. Its parameters keep their values and names.
+    """Make ``model`` train faster on a CPU, in place, and return it. Names and values of parameters stay.
 
     - Its weights, and so its activations, are stored with their channels last.
-    - Each ``nn.Dropout``, and each ``nn.BatchNorm2d`` of less than 16 channels, becomes the faster layer below.
-      These compute the same, except that dropout draws other random numbers.
+    - Each ``nn.Dropout``, and each ``nn.BatchNorm2d`` of fewer than 16 channels, becomes the faster layer
+      below. It computes the same, but dropout draws its random numbers otherwise.
     - For the whole process, glibc keeps the memory that it frees. By default it returns each large activation
       to the kernel and gets it again, zeroed, at the cost of thousands of page faults a step (mallopt(3)).
     """
@@ -50,7 +50,7 @@ def is_ordinary_training(module: nn.Module, x: Tensor) -> bool:
 
 
 def as_class(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """Return ``module`` as a ``kind``, with the same parameters: what ``torch.jit.script`` compiles instead."""
+    """Return ``module`` as a ``kind`` with the same parameters, for ``torch.jit.script`` to compile."""
     result = copy.copy(module)
     result.__class__ = kind
     return result
@@ -133,7 +133,8 @@ class NormalizeChannels(torch.autograd.Function):
         """Return the normalised ``x``, (N, C, H, W), with the batch's means and variances, (C,)."""
         rows, width = as_rows(x), x.shape[3]
         means, variances = torch.batch_norm_update_stats(rows, None, None, 0.0)
-        # Law of total variance, for columns of equal length: variance of the means plus mean of the variances.
+        # Law of total variance, for columns of equal length: variance of the column means plus mean of the
+        # column variances.
         between, mean = torch.var_mean(means.view(width, -1), 0, correction=0)
         variance = between + variances.view(width, -1).mean(0)
         inverse = (variance + eps).rsqrt()

@@ -1,7 +1,7 @@
 """Errors that end a command in one line, and how a command starts.
 
-A ``UserError`` or ``OSError`` that any function of this project raises ends the command in one line on stderr,
-without a traceback. Docstrings mention them only where that is not obvious.
+Any function of this project may raise ``UserError`` or ``OSError``. They end the command in one line on stderr,
+without a traceback. Docstrings mention them only where they are not obvious.
 """
 
 import errno
@@ -36,7 +36,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def printable(text: str) -> str:
-    """Return ``text``, such as the name of a file or class, with line breaks and control characters escaped."""
+    """Return ``text``, such as the name of a file or class, with control characters escaped."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -87,7 +87,7 @@ def end_in_one_line(program: str) -> None:
         elif (
             isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError" or "CPUAllocator" in message
         ):
-            # torch's own errors, on CUDA and on a CPU, are recognised by name and text: torch stays unimported.
+            # torch's errors on CUDA and on a CPU, by name and by text, as torch may not be imported.
             message = "not enough memory; in training, try a smaller --batch-size"
         elif isinstance(error, OSError) and error.strerror:
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -62,7 +62,7 @@ def test_a_signal_in_training_says_how_the_run_goes_on(
     epoch = len(torch.load(folder / "last.pt", weights_only=True)["metrics"])
     assert code == status and "Traceback" not in err and epoch >= 2
     said = re.fullmatch(
-        rf"main.py: stopped by {name}: saved up to epoch (\d+); to continue: python main.py --resume (runs/.+)",
+        rf"main.py: stopped by {name}: saved up to epoch (\d+); to continue: python main.py --resume (.+)",
         err.splitlines()[-1],
     )
     assert said and int(said[1]) == epoch and tmp_path / said[2] == folder

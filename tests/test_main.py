@@ -238,7 +238,7 @@ def test_a_table_that_cannot_be_written_loses_no_epoch(
 
     monkeypatch.setattr(checkpoint, "write_table", write_or_fail)
     call(*SHORT, "--output-dir", str(tmp_path / "run"))
-    line = "warning: metrics.csv can't be written: Permission denied; the next epoch, or --resume, writes it again"
+    line = "warning: metrics.csv can't be written: Permission denied; the next epoch, or --resume, writes it"
     assert capsys.readouterr().err.count(line) == 2
     assert len(read_table(tmp_path / "run" / "metrics.csv", ["epoch"])) == 3
 

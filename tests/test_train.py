@@ -14,6 +14,7 @@ from config import ORIGINAL
 from model import Net
 from runtime.cpu import speed_up
 from runtime.errors import UserError
+from test import test as run_test
 from train import advance, make_optimizer, train
 from utils import DeviceLoader, normalize
 
@@ -99,6 +100,40 @@ def test_running_average_by_hand(train_set: Set) -> None:
         torch.testing.assert_close(averaged[name].double(), expected[name], rtol=1e-4, atol=1e-6)
     assert not torch.equal(averaged[names[0]], model.state_dict()[names[0]])
     assert averaged["bn1.num_batches_tracked"] == 12
+
+
+class Logits(nn.Module):
+    """Return logits, as most networks do; ``Net`` returns log-probabilities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = 30 * self.linear(x.flatten(start_dim=1)) + 100
+        return logits
+
+
+def test_a_model_that_returns_logits_any_scheduler_and_a_device_by_name(train_set: Set) -> None:
+    torch.manual_seed(0)
+    model = Logits()
+    ((images, targets),) = make_loader(train_set, 64)
+    expected = nn.CrossEntropyLoss()(model(images), targets)
+    optimizer = SGD(model.parameters(), lr=1e-9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    loader = make_loader(train_set, 64)
+    loss, _ = train(model, "cpu", loader, optimizer=optimizer, epoch=1, scheduler=scheduler)
+    assert math.isclose(loss, expected.item(), rel_tol=1e-4) and optimizer.param_groups[0]["lr"] == 5e-10
+    assert math.isclose(run_test(model, "cpu", make_loader(train_set, 64))[0], loss, rel_tol=1e-4)
+
+
+def test_an_empty_loader_is_named() -> None:
+    empty = DeviceLoader(torch.zeros(0, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), 64)
+    model = Net()
+    with pytest.raises(ValueError, match="train_loader has no batches"):
+        train(model, CPU, empty, optimizer=SGD(model.parameters(), lr=0.1), epoch=1)
+    with pytest.raises(ValueError, match="test_loader has no batches"):
+        run_test(model, CPU, empty)
 
 
 @pytest.mark.parametrize("batch", [0, 31])

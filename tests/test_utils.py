@@ -27,7 +27,7 @@ def test_the_callers_images_stay_as_they_are(train_set: Set) -> None:
     for images in (train_set[0][:100], train_set[0][:100].float()):
         before = images.clone()
         loader = DeviceLoader(images, train_set[1][:100], 50)
-        (first, second), (again, _) = ([data for data, _ in loader] for _ in range(2))
+        (first, _), (again, _) = ([data for data, _ in loader] for _ in range(2))
         assert torch.equal(first, again) and torch.equal(images, before)
         distorting = DeviceLoader(images, train_set[1][:100], 50, config=ORIGINAL)
         assert len(list(distorting)) == 2 and torch.equal(images, before)
