@@ -271,7 +271,7 @@ class Trained:
 
 
 def load_trained(file: str | Path | None) -> Trained:
-    """Read a trained network: the newest, or a ``file``, best.pt or any other with a state dict of ``Net``."""
+    """Read a trained network: the newest, or that in ``file``, a best.pt or another state dict of ``Net``."""
     if file is None:
         return newest_trained()
     path = Path(file)

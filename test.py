@@ -11,7 +11,7 @@ from utils import Loader
 def test(
     model: nn.Module, device: torch.device | str, test_loader: Loader, *, name: str = "Test set"
 ) -> tuple[float, float]:
-    """Evaluate ``model`` on all of ``test_loader``, print one line, and return mean loss and accuracy in percent.
+    """Evaluate ``model`` and print one line; return the mean loss and the accuracy in percent.
 
     - ``test_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,).
     - The model maps images to log-probabilities, or to logits, (N, classes).

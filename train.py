@@ -21,8 +21,8 @@ BAR_INTERVAL = 25  # batches from one update of the bar's text to the next; each
 def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[Optimizer, OneCycleLR]:
     """Make the optimizer and its schedule over ``total_steps`` steps.
 
-    The first step has the learning rate ``config.lr``. The rate of Muon follows the same schedule, scaled to its
-    own peak; its momentum is constant.
+    The first step has the learning rate ``config.lr``. The rate of Muon follows the same schedule, scaled to
+    its own peak; its momentum is constant.
     """
     momentum = config.max_momentum if config.momentum is None else config.momentum
     shared: Any = {"lr": config.lr, "momentum": momentum, "weight_decay": config.weight_decay}
@@ -79,7 +79,7 @@ def train(
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
     - ``ema``, a copy of the model, becomes the running average of its weights; ``ema_decay`` is in [0, 1).
 
-    Returns loss, without label smoothing, and accuracy in percent: the means over the images as trained on, each
+    Returns loss, without label smoothing, and accuracy in percent: means over the images as trained on, each
     before its step. A loss that is not finite raises ``DivergedError``.
     """
     model.train()

@@ -121,7 +121,7 @@ class DeviceLoader:
 Loaders = tuple[DeviceLoader, DeviceLoader]  # for training and for evaluation
 
 
-def get_loaders(config: Config, device: torch.device, data_path: str = Options.data_path) -> Loaders:
+def get_loaders(config: Config, device: torch.device | str, data_path: str = Options.data_path) -> Loaders:
     """Load the data set of ``config`` onto ``device``, and make the loaders for training and evaluation.
 
     If ``config.holdout`` isn't 0, so many training images, always the same, replace the test set.
@@ -141,7 +141,7 @@ def get_loaders(config: Config, device: torch.device, data_path: str = Options.d
     return DeviceLoader(*on_device, config.batch_size, dataset=dataset, config=config), eval_loader
 
 
-def get_test_loader(dataset: Dataset, data_path: str, device: torch.device) -> DeviceLoader:
+def get_test_loader(dataset: Dataset, data_path: str, device: torch.device | str) -> DeviceLoader:
     """Load the test set of ``dataset`` onto ``device``, and make its loader."""
     images, labels = load_test(dataset, data_path)
     return DeviceLoader(images.to(device), labels.to(device), EVALUATION_BATCH, dataset=dataset)

@@ -1,7 +1,7 @@
 """Errors that end a command in one line, and how a command starts.
 
-Any function of this project may raise ``UserError`` or ``OSError``. They end the command in one line on stderr,
-without a traceback. Docstrings mention them only where they are not obvious.
+Any function of this project may raise ``UserError`` or ``OSError``. They end the command in one line on
+stderr, without a traceback. Docstrings mention them only where they are not obvious.
 """
 
 import errno

@@ -23,8 +23,8 @@ NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what a file system 
 def locked(folder: Path) -> Iterator[None]:
     """Keep every other process out of ``folder``, and remove half-written files that a killed process left.
 
-    The lock is on a file that is open for writing; on a network file system, other machines respect only that.
-    Windows has no such locks. On a file system without locks, this continues with a warning.
+    The lock is on a file that is open for writing: on a network file system, other machines respect only
+    that. Windows has no such locks. On a file system without locks, this continues with a warning.
     """
     with contextlib.ExitStack() as stack:
         if fcntl is not None:

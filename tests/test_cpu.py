@@ -128,7 +128,7 @@ def test_autocast_trains(network: Callable[[], nn.Module]) -> None:
 @both
 def test_compile_trains(network: Callable[[], nn.Module]) -> None:
     model = network()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)  # a graph break would be an error
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)  # a graph break would be an error
     assert len(gradients(compiled, torch.randn(8, 1, 28, 28))) == 30
     assert model.state_dict()["bn1.num_batches_tracked"] == 1
 

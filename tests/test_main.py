@@ -463,9 +463,9 @@ def test_data_that_cannot_be_had_leave_no_folder(tmp_path: Path) -> None:
 
 def test_the_notebook_of_the_readme_runs() -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
-    assert code.count("\n") <= 14 and "in range(1, DEFAULT.epochs + 1):" in code
+    assert code.count("\n") <= 17 and "in range(1, DEFAULT.epochs + 1):" in code
     code = code.replace("DEFAULT.epochs + 1", "3")
-    code = code.replace("train(model, device,", "train(model, device, limit_batches=2, train_loader=")
+    code = code.replace('train(model, "cpu",', 'train(model, "cpu", limit_batches=2, train_loader=')
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"Test set: Average loss: .*, Accuracy: \d+/10000", done.stdout)) == 2

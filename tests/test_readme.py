@@ -23,7 +23,7 @@ def test_the_readme_fits_a_screen() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="CI's script is for bash")
 def test_both_commands_stand_first_and_ci_runs_the_second() -> None:
     train, test = re.findall(r"```bash\n(.*?)\n```", README, flags=re.S)[:2]
-    for command, end in ((train, "main.py"), (test, "-m pytest")):
+    for command, end in ((train, "main.py"), (test, "-m pytest -n auto")):
         install = re.fullmatch(
             rf"python3 -m venv \.venv && \.venv/bin/pip install -r (\S+) && \.venv/bin/python {end}", command
         )
