@@ -105,11 +105,8 @@ class Run:
 def versions() -> dict[str, str]:
     """Return what a result depends on besides the code."""
     packages = {name: version(name) for name in ("torch", "torchvision")}
-    return {
-        "python": platform.python_version(),
-        **packages,
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
+    machine = f"{platform.system()} {platform.machine()}"
+    return {"python": platform.python_version(), **packages, "machine": machine}
 
 
 @contextlib.contextmanager

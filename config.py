@@ -8,7 +8,6 @@ import importlib.util
 import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields, replace
-from types import UnionType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
 
 from runtime.errors import UsageError
@@ -106,7 +105,7 @@ def flag(name: str) -> str:
 def value_type(settings: type, name: str) -> type:
     """Return the type of a dataclass's field ``name``, without ``| None`` and type parameters."""
     hint = get_type_hints(settings)[name]
-    if get_origin(hint) is UnionType:
+    if type(None) in get_args(hint):
         hint = get_args(hint)[0]
     kind: type = get_origin(hint) or hint
     return kind

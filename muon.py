@@ -17,8 +17,8 @@ COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of a Newton-Schulz step's polynomial, 
 class Muon(Optimizer):
     """Train the weights of convolutions and linear layers by Muon, all other parameters by SGD with momentum.
 
-    A weight (outputs, inputs, k, k) is the matrix (outputs, inputs·k·k). The matrices have the learning rate
-    ``muon_lr``, Nesterov momentum ``MOMENTUM`` and no weight decay; the other arguments are SGD's.
+    A weight (outputs, inputs, k, k) is the matrix (outputs, inputs·k·k). Matrices have the learning rate
+    ``muon_lr``, Nesterov momentum ``MOMENTUM`` and no weight decay. The other arguments are for SGD.
     """
 
     def __init__(

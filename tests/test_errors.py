@@ -68,6 +68,14 @@ def test_output_that_cannot_be_encoded_or_written(redirection: str, status: int,
     assert (done.returncode, done.stdout, done.stderr) == (status, out, err)
 
 
+def test_an_old_python_is_named() -> None:
+    code = "import sys; sys.version_info = (3, 9, 18); import main"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (
+        done.stderr == "error: this is Python 3.9; Python 3.10 or later is needed\n" and done.returncode == 1
+    )
+
+
 def test_a_message_is_one_line_whatever_a_name_holds() -> None:
     code = "from runtime.errors import *; end_in_one_line('program'); raise UserError('a\\nb\\x1b[31m七')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
