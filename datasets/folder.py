@@ -1,5 +1,6 @@
 """Folders of pictures: one folder for each class."""
 
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -46,7 +47,8 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
         except PictureError as error:
             raise UserError(f"{path}: {error}; replace or remove it") from None
     labels = torch.tensor([label for _, label in samples])
-    return (torch.from_numpy(images), labels), tuple(path.name for path in class_folders)
+    classes = [os.fsencode(path.name).decode(errors="replace") for path in class_folders]  # valid Unicode
+    return (torch.from_numpy(images), labels), tuple(classes)
 
 
 def list_visible(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Folders of pictures: all pictures are read as they are, and whatever is not used is named."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,16 @@ def test_classes_may_have_the_names_of_parts(tmp_path: Path) -> None:
     for name in ("plane", "train"):
         shutil.copytree(make_folder(tmp_path / "source" / name) / "train" / "cat", tmp_path / "all" / name)
     assert load_train("folder", str(tmp_path / "all"))[0].classes == ("plane", "train")
+
+
+def test_class_names_are_valid_unicode(tmp_path: Path) -> None:
+    """Some file systems allow any bytes. Files, figures and terminals don't."""
+    make_folder(tmp_path, ".")
+    try:
+        (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"chaton \xe9"))
+    except OSError:
+        pytest.skip("this file system allows only names in Unicode")
+    assert load_train("folder", str(tmp_path))[0].classes == ("chaton \ufffd", "dog")
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), (".",)])
