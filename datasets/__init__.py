@@ -1,4 +1,4 @@
-"""The data sets: read one into images and labels, and describe what depends on which one it is."""
+"""Data sets: read the images and labels, and describe what the network must know of them."""
 
 from dataclasses import dataclass
 
@@ -19,8 +19,6 @@ __all__ = [
     "MNIST",
     "STD",
     "Dataset",
-    "Images",
-    "describe",
     "load",
     "load_mnist",
     "load_test",
@@ -28,23 +26,20 @@ __all__ = [
     "split_holdout",
 ]
 
-NEARLY_ALL = 0.99  # of the training images; a property of these counts as one of the data set
+NEARLY_ALL = 0.99  # share of the training images that decides on a property of the data set
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the network must know of its data; stored with the weights.
+    """What the network must know of its data. It is stored with the weights, so its values are checked."""
 
-    Impossible values raise ``UserError``.
-    """
-
-    name: str  # as for --dataset
-    classes: tuple[str, ...]  # their names, in the order of the labels
+    name: str  # that --dataset takes
+    classes: tuple[str, ...]  # names, in the order of the labels
     mean: float  # of the training images' pixels, scaled to [0, 1]
     std: float  # their standard deviation
-    light_on_dark: bool  # whether the background is dark
-    digit_like: bool  # whether the images also have MNIST's form: has_mnists_form
-    target_accuracy: float | None  # in percent; a run stops there by default
+    light_on_dark: bool  # the background is dark
+    digit_like: bool  # and the images have MNIST's form, see has_mnists_form
+    target_accuracy: float | None  # in percent, for early stopping by default
 
     def __post_init__(self) -> None:
         target = self.target_accuracy
@@ -71,7 +66,7 @@ MNIST = Dataset("mnist", tuple("0123456789"), MEAN, STD, True, True, ORIGINAL.ta
 
 
 def load(name: str, data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
-    """Read the training or the test set of the data set ``name``: images, labels, and the classes' names."""
+    """Read images, labels and class names of the training or the test set of the data set ``name``."""
     if name == MNIST.name:
         return load_mnist(train), MNIST.classes
     return load_folder(data_path, train) if name == "folder" else load_torchvision(name, data_path, train)
@@ -84,7 +79,7 @@ def load_train(name: str, data_path: str) -> tuple[Dataset, Images]:
 
 
 def load_test(dataset: Dataset, data_path: str) -> Images:
-    """Read the test set of ``dataset``, which must have the same classes."""
+    """Read the test set of ``dataset``. It must have the classes of the training set."""
     images, classes = load(dataset.name, data_path, train=False)
     if classes != dataset.classes:
         differing = ", ".join(sorted(set(classes) ^ set(dataset.classes)))
@@ -93,9 +88,9 @@ def load_test(dataset: Dataset, data_path: str) -> Images:
 
 
 def describe(name: str, classes: tuple[str, ...], images: Tensor) -> Dataset:
-    """Measure the properties of a data set from its training ``images``, uint8 (N, 28, 28).
+    """Measure the properties of the data set ``name`` from its training ``images``, uint8 (N, 28, 28).
 
-    Mean and standard deviation are rounded to four digits, as MNIST's are.
+    Mean and standard deviation are rounded to four digits, like MNIST's.
     """
     counts = torch.bincount(images.flatten(), minlength=256).double()
     levels, total = torch.arange(256, dtype=torch.float64) / 255, counts.sum()
@@ -112,8 +107,8 @@ def describe(name: str, classes: tuple[str, ...], images: Tensor) -> Dataset:
 def has_mnists_form(images: Tensor) -> Tensor:
     """Tell which ``images``, uint8 (N, 28, 28), have the form of MNIST's, as bool (N,).
 
-    They are 20 pixels high or wide, with the centre of mass at 14, to half a pixel. 99.7 % of MNIST's
-    training images have that form, and none of Fashion-MNIST's.
+    Such images are 20 pixels high or wide, and their centre of mass is within half a pixel of 14. This holds
+    for 99.7 % of MNIST's training images, and for none of Fashion-MNIST's.
     """
     rows, columns = images.sum(dim=2).double(), images.sum(dim=1).double()
     position = torch.arange(SIDE, dtype=torch.float64)

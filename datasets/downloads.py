@@ -1,4 +1,4 @@
-"""Data sets that torchvision downloads. Only they need torchvision, whose import takes seconds."""
+"""Data sets that torchvision downloads. Only this module imports torchvision, which takes seconds."""
 
 from pathlib import Path
 
@@ -8,30 +8,30 @@ from runtime.errors import UserError
 
 
 def load_torchvision(name: str, data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
-    """Read a data set by torchvision's class for it, which downloads it to ``data_path`` if it isn't there.
+    """Read a data set with torchvision, which downloads it to ``data_path`` if it isn't there.
 
     Returns images and labels like ``load_mnist``, and the names of the classes. If the download fails, the
     error says which files to fetch by hand.
     """
     from torchvision import datasets
 
-    kind = getattr(datasets, TORCHVISION[name])
-    raw = Path(data_path, kind.__name__, "raw")
+    source = getattr(datasets, TORCHVISION[name])
+    raw = Path(data_path, source.__name__, "raw")
     try:
-        dataset = kind(data_path, train=train, download=True)
+        dataset = source(data_path, train=train, download=True)
         images, labels, classes = dataset.data, dataset.targets, tuple(dataset.classes)
         if images.shape != (len(labels), SIDE, SIDE):
-            raise ValueError(f"images of the shape {tuple(images.shape)}")
+            raise ValueError(f"its images have the shape {tuple(images.shape)}")
         if labels.min() < 0 or labels.max() >= len(classes):
-            raise ValueError("a label that is no class")
+            raise ValueError("it has a label beyond its classes")
     except Exception as error:  # torchvision's readers and urllib have no common error
         if isinstance(error, OSError) and error.filename is not None:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        missing = [file for file, _ in kind.resources if not (raw / file.removesuffix(".gz")).exists()]
+        missing = [file for file, _ in source.resources if not (raw / file.removesuffix(".gz")).exists()]
         if missing:
-            solution = f"fetch {', '.join(missing)} from {kind.mirrors[0]} and gunzip them into {raw}"
+            solution = f"fetch {', '.join(missing)} from {source.mirrors[0]} and gunzip them into {raw}"
             raise UserError(f"{name} can't be downloaded ({reason}): {solution}") from None
-        part = raw / ("train-*" if train else "t10k-*")
-        raise UserError(f"{part} are damaged ({reason}): delete them, to download them again") from None
+        files = raw / ("train-*" if train else "t10k-*")
+        raise UserError(f"{files} are damaged ({reason}): delete them, to download them again") from None
     return (images, labels), classes

@@ -1,4 +1,4 @@
-"""MNIST, from the four archives that come with the project."""
+"""MNIST, from the four archives in data/mnist."""
 
 import gzip
 import hashlib
@@ -19,14 +19,14 @@ SHA256 = {  # of the archives
 
 
 def read_archive(name: str) -> bytearray:
-    """Return the decompressed content of MNIST's archive ``name``, after comparing its checksum."""
+    """Verify the checksum of MNIST's archive ``name``, and return its decompressed content."""
     path = FOLDER / name
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): git checkout data") from None
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise UserError(f"{path} is damaged, its SHA-256 is not that of MNIST: git checkout data")
+        raise UserError(f"{path} is damaged (its SHA-256 is wrong): git checkout data")
     return bytearray(gzip.decompress(content))
 
 
@@ -36,7 +36,7 @@ def load_mnist(train: bool) -> Images:
     Returns images, uint8 (N, 28, 28), and labels, int64 (N,) in 0 to 9.
     """
     part = "train" if train else "t10k"
-    # The IDX headers, 16 and 8 bytes, need no parsing: the checksum covers every byte.
+    # The checksum covers every byte, so the IDX headers, 16 and 8 bytes, need no parsing.
     images = torch.frombuffer(read_archive(f"{part}-images-idx3-ubyte.gz"), dtype=torch.uint8, offset=16)
     labels = torch.frombuffer(read_archive(f"{part}-labels-idx1-ubyte.gz"), dtype=torch.uint8, offset=8)
     return images.view(-1, SIDE, SIDE), labels.long()

@@ -75,12 +75,13 @@ def border(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def fit_to_28x28(picture: Image.Image) -> NDArray[np.uint8]:
-    """Return ``picture`` as a grey image, uint8 (28, 28): all of it, its aspect kept, in the middle.
+    """Scale the whole ``picture`` to a grey image, uint8 (28, 28), centred and with its aspect ratio kept.
 
-    The longer side becomes 28 pixels by Pillow's bicubic filter, and what is left over the median of the
-    picture's border; a grey picture of 28×28 stays as it is. Raises what ``read_colors`` does.
+    - Its longer side becomes 28 pixels, by Pillow's bicubic filter. The padding has the median of its border.
+    - A grey picture of 28×28 pixels stays as it is.
+    - It raises the exceptions of ``read_colors``.
     """
-    picture.draft(None, (8 * SIDE, 8 * SIDE))  # a JPEG of many pixels need not be decoded in full
+    picture.draft(None, (8 * SIDE, 8 * SIDE))  # decode a large JPEG at a fraction of its size
     values = np.floor(read_colors(picture) @ GREY * 255 + 0.5).astype(np.uint8)
     grey, scale = Image.fromarray(values), SIDE / max(values.shape)
     width, height = (max(1, math.floor(side * scale + 0.5)) for side in grey.size)
