@@ -1,5 +1,6 @@
 """Evaluate the best weights of a run on the test set, and write the report."""
 
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields
@@ -93,7 +94,7 @@ def write_report(trained: Trained, data_path: str) -> str:
             "filters": figures.filters(trained.model.conv1.weight.detach(), best.epoch),
         }
     if missing_glyphs:
-        warn("no font of matplotlib has all letters of the classes' names: the figures show boxes instead")
+        warn("no font that matplotlib finds has all characters of the class names: the figures show boxes")
     page = fill_page(trained, metrics, counts, plots)
     for name, plot in plots.items():
         replace_file(folder / f"{name}.png", plot.png)
@@ -106,6 +107,7 @@ def write_report(trained: Trained, data_path: str) -> str:
 
 def main(run: str | None, data_path: str | None = None) -> None:
     """Write the report on ``run`` and print its result; None is the newest run."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not its remarks on fonts
     path = None if run is None else Path(run)
     trained = load_trained(path / "best.pt" if path and path.is_dir() else path)
     print(f"Weights: {trained}", flush=True)
