@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from report.figures import Plot  # needs matplotlib
 
 TEMPLATE = Path(__file__).with_name("page.html")
+MAX_MISTAKES = 150  # images in their figure; the included weights make 47 mistakes, bad ones thousands
 
 
 def read_metrics(path: Path) -> list[EpochMetrics]:
@@ -34,11 +35,16 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
 
 
 def fill_page(
-    trained: Trained, metrics: list[EpochMetrics], counts: Tensor, plots: Mapping[str, "Plot"]
+    trained: Trained,
+    *,
+    metrics: list[EpochMetrics],
+    counts: Tensor,
+    calibration: scores.Calibration,
+    plots: Mapping[str, "Plot"],
 ) -> str:
     """Return the page in HTML, with the ``plots`` in it.
 
-    ``counts`` is the confusion matrix of the test set, int64 (N, N). ``metrics`` are all epochs of the run.
+    ``metrics`` are all epochs of the run. ``counts`` is the confusion matrix of the test set, int64 (N, N).
     """
     correct, total = counts.diagonal(), counts.sum(dim=1)
     low, high = (float(end) for end in scores.wilson(correct.sum(), total.sum()))
@@ -56,6 +62,8 @@ def fill_page(
         low=low,
         high=high,
         by_class=list(zip(trained.dataset.classes, total.tolist(), correct.tolist(), strict=True)),
+        calibration=calibration,
+        max_mistakes=MAX_MISTAKES,
         plots=plots,
         settings=vars(trained.config),
         versions=trained.versions,
@@ -82,6 +90,9 @@ def write_report(trained: Trained, data_path: str) -> str:
     log_prob, predictions = trained.log_probs(images).double().max(dim=1)
     confidence = log_prob.exp()
     counts = scores.confusion_matrix(labels, predictions, len(classes))
+    calibration = scores.calibration(confidence, predictions == labels)
+    wrong = scores.mistakes(labels, predictions, confidence)[:MAX_MISTAKES]
+    mistakes = (each[wrong] for each in (images, labels, predictions, confidence))
     with warnings.catch_warnings(record=True) as missing_glyphs:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", "Glyph")
@@ -89,13 +100,13 @@ def write_report(trained: Trained, data_path: str) -> str:
             "curves": figures.curves(metrics, best),
             "confusion": figures.confusion_matrix(counts, classes),
             "accuracy_by_class": figures.accuracy_by_class(counts, classes),
-            "calibration": figures.calibration(scores.calibration(confidence, predictions == labels)),
-            "mistakes": figures.mistakes(images, labels, predictions, confidence, classes),
-            "filters": figures.filters(trained.model.conv1.weight.detach(), best.epoch),
+            "calibration": figures.calibration(calibration),
+            "mistakes": figures.mistakes(*mistakes, classes=classes),
+            "filters": figures.filters(trained.model.conv1.weight.detach()),
         }
     if missing_glyphs:
         warn("no font that matplotlib finds has all characters of the class names: the figures show boxes")
-    page = fill_page(trained, metrics, counts, plots)
+    page = fill_page(trained, metrics=metrics, counts=counts, calibration=calibration, plots=plots)
     for name, plot in plots.items():
         replace_file(folder / f"{name}.png", plot.png)
     # A file name that isn't UTF-8 has characters that can't be encoded.

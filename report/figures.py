@@ -1,4 +1,4 @@
-"""Draw the figures of a run as PNG, with captions. Importing this changes no settings of matplotlib."""
+"""Draw the figures of a run. Importing this changes no settings of matplotlib."""
 
 import base64
 import io
@@ -21,11 +21,9 @@ from report import scores
 # The colours of Okabe and Ito (2008): colour-blind readers can tell them apart.
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
 WIDTH, DPI = 5.2, 200  # in inches; on a phone, a point of text is then about one CSS pixel
-MAX_MISTAKES = 150  # images in their figure; the included weights make 47 mistakes, bad ones thousands
 MAX_NAME = 12  # characters of a class name in a figure
 # Fonts for scripts that DejaVu Sans lacks, of Linux, Windows and macOS.
 MORE_FONTS = ("Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS")
-INTERVALS = "The bars are 95% confidence intervals (Wilson 1927)."
 STYLE = {
     "font.family": ["DejaVu Sans", *sorted({*MORE_FONTS} & {*font_manager.get_font_names()})],
     "font.size": 9,
@@ -50,11 +48,9 @@ styled = style.context(["default", STYLE])  # a decorator; ignores the user's ow
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with the plain text that belongs to it."""
+    """A figure as PNG, and as text for those who can't see it."""
 
     png: bytes
-    title: str
-    caption: str
     alt: str
 
     @property
@@ -115,16 +111,9 @@ def curves(metrics: list[EpochMetrics], best: EpochMetrics) -> Plot:
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     rate.yaxis.set_major_locator(MaxNLocator(3))
     figure.align_ylabels()
-    caption = (
-        "From metrics.csv. Loss and accuracy have logarithmic scales. Both losses are the mean negative "
-        "log-likelihood without label smoothing, so they can be compared. Loss and accuracy of the training "
-        "set are of the images as trained on: augmented, with dropout if the settings have any, each before "
-        f"its step. Those of the {split} are of the network after the epoch, or of the running average of "
-        "its weights if the settings have one. The learning rate is that at the start of the epoch."
-    )
     first, last = (f"{row.eval_accuracy:.2f}% in epoch {row.epoch}" for row in (metrics[0], metrics[-1]))
     alt = f"Loss, accuracy and learning rate by epoch; accuracy on the {split}: {first}, {last}."
-    return Plot(to_png(figure), "Training", caption, alt)
+    return Plot(to_png(figure), alt)
 
 
 @styled
@@ -155,8 +144,7 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     label, prediction = divmod(int(wrong.argmax()), size)
     alt = f"Confusion matrix with {wrong.sum():,} mistakes; the most frequent, {wrong.max()} times: "
     alt += f"{classes[label]} predicted as {classes[prediction]}."
-    caption = "The stronger the colour, the more frequent the mistake; an empty cell is 0."
-    return Plot(to_png(figure), "Confusion matrix", caption, alt)
+    return Plot(to_png(figure), alt)
 
 
 @styled
@@ -182,8 +170,7 @@ def accuracy_by_class(counts: Tensor, classes: Sequence[str]) -> Plot:
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     by_class = ", ".join(f"{classes[row]}: {accuracy[row]:.2f}%" for row in rows if total[row])
-    caption = f"{INTERVALS} Where they overlap, the difference may be chance."
-    return Plot(to_png(figure), "Accuracy by class", caption, f"Accuracy by class: {by_class}.")
+    return Plot(to_png(figure), f"Accuracy by class: {by_class}.")
 
 
 @styled
@@ -204,51 +191,42 @@ def calibration(bins: scores.Calibration) -> Plot:
     lower.set(yscale="log", ylabel="images", xlabel="confidence, %", ylim=(0.7, None))
     lower.yaxis.set_major_locator(FixedLocator([1, 10, 100, 1000, 10_000]))
     lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    caption = (
-        f"The predictions in {count} bins by confidence, which is the probability of the predicted class. "
-        f"Expected calibration error: {bins.error:.2%} (Guo et al. 2017, “On Calibration of Modern Neural "
-        f"Networks”). {INTERVALS}"
-    )
     alt = f"Reliability diagram: expected calibration error {bins.error:.2%}; {int(bins.total[-1]):,} of "
     alt += f"{int(bins.total.sum()):,} predictions are in the bin of the highest confidence."
-    return Plot(to_png(figure), "Calibration", caption, alt)
+    return Plot(to_png(figure), alt)
 
 
 @styled
 def mistakes(
     images: Tensor, labels: Tensor, predictions: Tensor, confidence: Tensor, classes: Sequence[str]
 ) -> Plot:
-    """Draw the wrongly predicted ``images``, uint8 (N, 28, 28), at most 150.
+    """Draw ``images``, uint8 (N, 28, 28), with label, prediction and confidence below them.
 
     ``labels`` and ``predictions`` are int64 (N,), ``confidence`` is float64 (N,) in (0, 1].
     """
     names = shorten(classes)
-    wrong = scores.mistakes(labels, predictions, confidence)
-    drawn = wrong[:MAX_MISTAKES].tolist()
+    pairs = list(zip(labels.tolist(), predictions.tolist(), strict=True))
     # Five images in a row with digits below them, three with names; the pitch is in pixels of the images.
     columns, pitch_x, pitch_y, font = (5, 32, 37, 8.5) if max(map(len, names)) <= 2 else (3, 53, 37, 7.0)
-    rows = max(-(-len(drawn) // columns), 1)
+    rows = max(-(-len(pairs) // columns), 1)
     sheet = np.zeros((rows * pitch_y, columns * pitch_x), dtype=np.uint8)
     figure = new_figure(WIDTH * rows * pitch_y / (columns * pitch_x))
     axes = figure.add_subplot()
-    for place, i in enumerate(drawn):
-        top, left = place // columns * pitch_y, place % columns * pitch_x + (pitch_x - 28) // 2
+    for i, (label, prediction) in enumerate(pairs):
+        top, left = i // columns * pitch_y, i % columns * pitch_x + (pitch_x - 28) // 2
         sheet[top : top + 28, left : left + 28] = images[i].numpy()
-        description = f"{names[int(labels[i])]} → {names[int(predictions[i])]}, {confidence[i]:.1%}"
+        description = f"{names[label]} → {names[prediction]}, {confidence[i]:.1%}"
         axes.text(left + 13.5, top + 31.5, description, ha="center", va="center", fontsize=font)
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     axes.set_axis_off()
-    if not drawn:
+    if not pairs:
         axes.text(columns * pitch_x / 2, pitch_y / 2, "none", ha="center", va="center")
-    which = "All mistakes" if len(drawn) == len(wrong) else f"The {MAX_MISTAKES} of the highest confidence"
-    caption = f"{which}, by descending confidence: label → prediction, confidence."
-    pairs = ", ".join(f"{classes[int(labels[i])]} as {classes[int(predictions[i])]}" for i in drawn)
-    title = f"Mistakes: {len(wrong):,} of {len(labels):,}"
-    return Plot(to_png(figure), title, caption, f"Wrongly predicted images: {pairs or 'none'}.")
+    described = ", ".join(f"{classes[label]} as {classes[prediction]}" for label, prediction in pairs)
+    return Plot(to_png(figure), f"Wrongly predicted images: {described or 'none'}.")
 
 
 @styled
-def filters(weights: Tensor, epoch: int) -> Plot:
+def filters(weights: Tensor) -> Plot:
     """Draw the filters of the first layer, ``weights``, float32 (10, 1, 3, 3), on one scale."""
     most = float(weights.abs().max()) or 1.0
     figure = new_figure(3.3)
@@ -260,6 +238,5 @@ def filters(weights: Tensor, epoch: int) -> Plot:
         axes.spines[:].set_visible(True)
     bar = figure.colorbar(image, ax=grid, orientation="horizontal", fraction=0.06, aspect=40, label="weight")
     bar.outline.set_visible(False)
-    caption = f"The ten filters of 3×3 weights in best.pt (epoch {epoch}), on one scale."
     alt = "The ten 3×3 filters of the first convolution, positive weights red, negative blue."
-    return Plot(to_png(figure), "The first layer", caption, alt)
+    return Plot(to_png(figure), alt)

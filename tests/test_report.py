@@ -24,6 +24,7 @@ from checkpoint import EpochMetrics, Progress, Trained, save_best
 from config import DEFAULT
 from datasets import MNIST, Dataset
 from model import Net
+from report import scores
 from runtime.errors import UserError
 from runtime.files import write_table
 
@@ -34,7 +35,7 @@ from report import figures
 ROOT = Path(__file__).parents[1]
 NAMES = ["curves", "confusion", "accuracy_by_class", "calibration", "mistakes", "filters"]
 WRITTEN = {"report.html", *(f"{name}.png" for name in NAMES)}
-PLOT = figures.Plot(bytes(24), "title", "caption", "alt")
+PLOT = figures.Plot(bytes(24), "alt")
 
 
 class Page(HTMLParser):
@@ -223,41 +224,45 @@ def test_the_data_is_where_the_training_found_it(tmp_path: Path, monkeypatch: py
     assert out.getvalue().endswith("trained/here\n")
 
 
-def read_lead(split: str, best: int) -> str:
+def read_stub_page(split: str, best: int) -> str:
     """Return the text of a page on which 8,999 of 10,000 images are right; the epoch has 90.00 %."""
     metrics = make_metrics(split, best)
     counts = torch.zeros(10, 10, dtype=torch.int64)
     counts[0, 0], counts[1, 7] = 8999, 1001
     trained = Trained(Path("run", "best.pt"), Net(), metrics[best - 1], DEFAULT)
-    page = Page(command.fill_page(trained, metrics, counts, dict.fromkeys(NAMES, PLOT)))
+    bins = scores.Calibration(0.1234, *torch.ones(3, 15))
+    plots = dict.fromkeys(NAMES, PLOT)
+    page = Page(command.fill_page(trained, metrics=metrics, counts=counts, calibration=bins, plots=plots))
     assert " 2 0 0 – " in page.text  # a class without images
     return page.text
 
 
 @pytest.mark.parametrize("best", [2, 3])
 def test_an_accuracy_chosen_on_the_test_set_is_called_optimistic(best: int) -> None:
-    text = read_lead("test", best)
+    text = read_stub_page("test", best)
     assert "8,999 of the 10,000 test images right (95% confidence interval: 89.39% to 90.56%)" in text
     assert "chosen by its accuracy on these same images, so the figure is optimistic." in text
     assert "metrics.csv has 90.00% for this epoch." in text  # not 89.99%
     last = "It is also the last epoch." if best == 3 else "The last epoch, 3, has 43.00% on the test set."
     assert last in text
-    assert "held" not in text.partition("title")[0]
+    assert "held" not in text
 
 
 def test_the_test_images_had_no_part_in_choosing_a_holdout_runs_epoch() -> None:
-    text = read_lead("holdout", 2)
+    text = read_stub_page("holdout", 2)
     assert "chosen by its accuracy on held-out images of the training set, 90.00%" in text
     assert "the test images had no part in choosing the epoch." in text
     assert "The last epoch, 3, has 43.00% on the held-out images." in text
     assert "optimistic" not in text
 
 
-def test_the_caption_says_what_the_losses_are() -> None:
-    row = EpochMetrics(1, 0.1, 0.5, 80.0, "holdout", 0.4, 90.0, 1.0)
-    caption = figures.curves([row], row).caption
-    assert "mean negative log-likelihood without label smoothing, so they can be compared" in caption
-    assert "Those of the held-out images are of the network after the epoch" in caption
+def test_the_captions_say_what_the_numbers_are() -> None:
+    text = read_stub_page("holdout", 2)
+    assert "mean negative log-likelihood without label smoothing, so they can be compared" in text
+    assert "Those of the held-out images are of the network after the epoch" in text
+    assert "Expected calibration error: 12.34% (Guo" in text
+    assert "Mistakes: 1,001 of 10,000" in text
+    assert "epoch 2. The 150 of the highest confidence, by descending confidence" in text
 
 
 def test_curves_for_tensorboard_are_closed_after_an_error(tmp_path: Path) -> None:
