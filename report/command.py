@@ -92,7 +92,6 @@ def write_report(trained: Trained, data_path: str) -> str:
     counts = scores.confusion_matrix(labels, predictions, len(classes))
     calibration = scores.calibration(confidence, predictions == labels)
     wrong = scores.mistakes(labels, predictions, confidence)[:MAX_MISTAKES]
-    mistakes = (each[wrong] for each in (images, labels, predictions, confidence))
     with warnings.catch_warnings(record=True) as missing_glyphs:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", "Glyph")
@@ -101,7 +100,9 @@ def write_report(trained: Trained, data_path: str) -> str:
             "confusion": figures.confusion_matrix(counts, classes),
             "accuracy_by_class": figures.accuracy_by_class(counts, classes),
             "calibration": figures.calibration(calibration),
-            "mistakes": figures.mistakes(*mistakes, classes=classes),
+            "mistakes": figures.mistakes(
+                images[wrong], labels[wrong], predictions[wrong], confidence[wrong], classes
+            ),
             "filters": figures.filters(trained.model.conv1.weight.detach()),
         }
     if missing_glyphs:
