@@ -1,12 +1,14 @@
-"""The figures of a run, as PNG with their captions. Importing it changes none of matplotlib's settings."""
+"""Draw the figures of a run. Importing this changes no settings of matplotlib."""
 
+import base64
 import io
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from matplotlib import style
+from matplotlib import font_manager, style
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -14,16 +16,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from torch import Tensor
 
 from checkpoint import EpochMetrics
-from datasets import MNIST
 from report import scores
 
-# Okabe and Ito's colours (2008), told apart by colour-blind readers too.
+# The colours of Okabe and Ito (2008): colour-blind readers can tell them apart.
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
-WIDTH, DPI = 5.2, 200  # inches: on a phone a point of text is then about a CSS pixel
-MOST_MISTAKES = 150  # in their figure: a trained network has some 50, a bad one thousands
-LONGEST_NAME = 12  # characters of a class's name in a figure
-INTERVALS = "The bars are 95% confidence intervals (Wilson 1927)."
+WIDTH, DPI = 5.2, 200  # in inches; on a phone, a point of text is then about one CSS pixel
+MAX_NAME = 12  # characters of a class name in a figure
+# Fonts for scripts that DejaVu Sans lacks, of Linux, Windows and macOS.
+MORE_FONTS = ("Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS")
 STYLE = {
+    "font.family": ["DejaVu Sans", *sorted({*MORE_FONTS} & {*font_manager.get_font_names()})],
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -39,49 +41,57 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "lines.markersize": 4,
-    "text.parse_math": False,  # a class may have a dollar sign in its name
+    "text.parse_math": False,  # a class name may have dollar signs
 }
-styled = style.context(["default", STYLE])  # a decorator: not the style of the reader's own matplotlibrc
+styled = style.context(["default", STYLE])  # a decorator; ignores the user's own matplotlibrc
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure of the page: the file's name and content, and the text that goes with it."""
+    """A figure as PNG, and as text for those who can't see it."""
 
-    file: str
     png: bytes
-    title: str
-    caption: str  # HTML
     alt: str
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Width and height in pixels, from the header of the PNG."""
+        return struct.unpack(">II", self.png[16:24])
+
+    @property
+    def base64(self) -> str:
+        """The PNG in base64."""
+        return base64.b64encode(self.png).decode()
 
 
 def shorten(classes: Sequence[str]) -> list[str]:
-    """Return the names of the ``classes`` as a figure has room for them."""
-    return [name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…" for name in classes]
+    """Make names short enough for a figure, and escape control characters."""
+    names = ["".join(char if char.isprintable() else ascii(char)[1:-1] for char in name) for name in classes]
+    return [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in names]
 
 
 def new_figure(height: float) -> Figure:
-    """Return an empty figure, ``height`` inches high."""
+    """Make an empty figure; ``height`` is in inches."""
     return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.07, w_pad=0.05))
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return ``figure`` as a PNG that depends on nothing but what was drawn."""
+    """Render ``figure`` as PNG. The same drawing gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 @styled
-def curves(metrics: list[EpochMetrics], best: int, split: str) -> Plot:
-    """Draw the ``metrics`` of a run by epoch; ``best`` is marked, ``split`` names what was evaluated."""
-    figure = new_figure(6.2)
+def curves(metrics: list[EpochMetrics], best: EpochMetrics) -> Plot:
+    """Draw loss, accuracy and learning rate by epoch, and mark the ``best`` epoch."""
+    figure, split = new_figure(6.2), best.split_name
     epochs = [row.epoch for row in metrics]
     loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1.4])
     for name, label, color, marker in [("train", "training set", BLUE, "s"), ("eval", split, RED, "o")]:
         losses = [getattr(row, f"{name}_loss") for row in metrics]
-        # As the share of wrong predictions on a logarithmic scale, or all after the third epoch would be one
-        # line; an epoch without a wrong one is drawn at the upper edge.
+        # The error rate on a logarithmic scale: on a linear one, all epochs after the third look the same.
+        # An epoch without errors is drawn at the upper edge.
         errors = [max(100 - getattr(row, f"{name}_accuracy"), 0.01) for row in metrics]
         for axes, values in [(loss, losses), (accuracy, errors)]:
             axes.plot(epochs, values, color=color, marker=marker, label=label)
@@ -89,7 +99,7 @@ def curves(metrics: list[EpochMetrics], best: int, split: str) -> Plot:
         axes.set(yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.axvline(best, color=GREY, linestyle=":", zorder=1, label=f"best epoch, {best}")
+        axes.axvline(best.epoch, color=GREY, linestyle=":", zorder=1, label=f"best epoch, {best.epoch}")
     loss.set_ylabel("loss")
     loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     loss.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=3)
@@ -101,20 +111,13 @@ def curves(metrics: list[EpochMetrics], best: int, split: str) -> Plot:
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     rate.yaxis.set_major_locator(MaxNLocator(3))
     figure.align_ylabels()
-    caption = (
-        "From metrics.csv. Both losses are the mean negative log-likelihood without label smoothing, so they "
-        "can be compared. Loss and accuracy of the training set are of images as they were trained on "
-        "(augmented, with dropout if the settings have any), each before its step; those of the "
-        f"{split} are of the network after the epoch, or of the running average of its weights if the "
-        "settings have one. Their scales are logarithmic. The learning rate is that at the epoch's start."
-    )
     first, last = (f"{row.eval_accuracy:.2f}% in epoch {row.epoch}" for row in (metrics[0], metrics[-1]))
     alt = f"Loss, accuracy and learning rate by epoch; accuracy on the {split}: {first}, {last}."
-    return Plot("curves.png", to_png(figure), "Training", caption, alt)
+    return Plot(to_png(figure), alt)
 
 
 @styled
-def confusion_matrix(counts: Tensor, classes: Sequence[str] = MNIST.classes) -> Plot:
+def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     """Draw ``counts``, int64 (N, N), images by label (row) and prediction (column), of N ``classes``."""
     names, size = shorten(classes), len(classes)
     table, diagonal = counts.numpy(), np.eye(size, dtype=bool)
@@ -122,13 +125,13 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str] = MNIST.classes) -> 
     most = max(int(wrong.max()), 1)
     figure, font = new_figure(5.0), min(9, 120 / size)
     axes = figure.add_subplot()
-    # The diagonal has one flat colour of its own: on one scale with 1,000 a count of 5 can't be seen.
+    # The diagonal has a flat colour of its own: next to 1,000 on one scale, a count of 5 is invisible.
     axes.imshow(np.where(wrong > 0, wrong, np.nan), cmap="Oranges", vmin=-most / 4, vmax=1.2 * most)
     axes.imshow(np.where(diagonal, 1.0, np.nan), cmap=ListedColormap(["#dfe7ee"]))
     for label, prediction in np.argwhere(table):
         color = "white" if wrong[label, prediction] > 0.6 * most else INK
-        text = f"{table[label, prediction]}"
-        axes.text(prediction, label, text, ha="center", va="center", color=color, fontsize=font)
+        count = f"{table[label, prediction]}"
+        axes.text(prediction, label, count, ha="center", va="center", color=color, fontsize=font)
     axes.set(xlabel="prediction", ylabel="label")
     axes.set_xticks(range(size), names, fontsize=font, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(size), names, fontsize=font)
@@ -141,12 +144,11 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str] = MNIST.classes) -> 
     label, prediction = divmod(int(wrong.argmax()), size)
     alt = f"Confusion matrix with {wrong.sum():,} mistakes; the most frequent, {wrong.max()} times: "
     alt += f"{classes[label]} predicted as {classes[prediction]}."
-    caption = "The stronger a mistake's colour, the more frequent it is; an empty field is 0."
-    return Plot("confusion.png", to_png(figure), "Confusion matrix", caption, alt)
+    return Plot(to_png(figure), alt)
 
 
 @styled
-def accuracy_by_class(counts: Tensor, classes: Sequence[str] = MNIST.classes) -> Plot:
+def accuracy_by_class(counts: Tensor, classes: Sequence[str]) -> Plot:
     """Draw the accuracy of each of N ``classes`` from ``counts``, a confusion matrix, int64 (N, N)."""
     correct, total = counts.diagonal(), counts.sum(dim=1)
     accuracy = 100 * (correct / total).numpy()
@@ -160,87 +162,71 @@ def accuracy_by_class(counts: Tensor, classes: Sequence[str] = MNIST.classes) ->
     axes.axvline(overall, color=GREY, linestyle=":", zorder=1)
     axes.text(overall, -0.75, f"all: {overall:.2f}", ha="center", va="bottom", color=GREY)
     for row in rows:
-        text = f"{accuracy[row]:.2f}, {total[row] - correct[row]} of {total[row]} wrong"
-        text = text if total[row] else "no image"
-        axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        wrong = f"{accuracy[row]:.2f}, {total[row] - correct[row]} of {total[row]} wrong"
+        result = wrong if total[row] else "no image"
+        axes.text(1.02, row, result, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.set(ylim=(len(classes) - 0.4, -0.7), xlabel="accuracy, %", ylabel="label")
     axes.set_yticks(rows, shorten(classes))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    found = [f"{classes[row]}: {accuracy[row]:.2f}%" for row in rows if total[row]]
-    alt = f"Accuracy by class: {', '.join(found)}."
-    caption = f"{INTERVALS} Where they overlap, the difference may be chance."
-    return Plot("accuracy_by_class.png", to_png(figure), "Accuracy by class", caption, alt)
+    by_class = ", ".join(f"{classes[row]}: {accuracy[row]:.2f}%" for row in rows if total[row])
+    return Plot(to_png(figure), f"Accuracy by class: {by_class}.")
 
 
 @styled
-def calibration(values: scores.Calibration) -> Plot:
-    """Draw accuracy against mean confidence, and below it the images in each bin."""
-    bins = len(values.total)
-    ends = scores.wilson(values.correct, values.total)
-    accuracy = values.correct / values.total
-    x, y, bottom, top = 100 * torch.stack([values.confidence, accuracy, *ends]).numpy()
+def calibration(bins: scores.Calibration) -> Plot:
+    """Draw accuracy against mean confidence, and below it the number of images in each bin."""
+    count = len(bins.total)
+    accuracy, interval = bins.correct / bins.total, scores.wilson(bins.correct, bins.total)
+    x, y, low, high = 100 * torch.stack([bins.confidence, accuracy, *interval]).numpy()
     figure = new_figure(5.0)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color=GREY, linestyle=":", label="perfect calibration")
-    upper.vlines(x, bottom, top, color=BLUE, alpha=0.35, linewidth=5)
+    upper.vlines(x, low, high, color=BLUE, alpha=0.35, linewidth=5)
     upper.plot(x, y, "o", color=BLUE, markersize=6, label="the network")
     upper.set(ylabel="accuracy, %", ylim=(-3, 103), xlim=(-1, 101))
-    upper.legend(loc="lower right", title=f"expected calibration error: {values.error:.2%}")
-    edges = 100 * np.arange(bins) / bins
-    lower.bar(edges, values.total.numpy(), 100 / bins, align="edge", color=BLUE, edgecolor="white")
+    upper.legend(loc="lower right", title=f"expected calibration error: {bins.error:.2%}")
+    edges = 100 * np.arange(count) / count
+    lower.bar(edges, bins.total.numpy(), 100 / count, align="edge", color=BLUE, edgecolor="white")
     lower.set(yscale="log", ylabel="images", xlabel="confidence, %", ylim=(0.7, None))
     lower.yaxis.set_major_locator(FixedLocator([1, 10, 100, 1000, 10_000]))
     lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    caption = (
-        f"The predictions in {bins} bins by their confidence, the probability that the network gives them. "
-        f"Expected calibration error: <b>{values.error:.2%}</b> (Guo et al. 2017, “On Calibration of Modern "
-        f"Neural Networks”). {INTERVALS}"
-    )
-    alt = f"Reliability diagram: expected calibration error {values.error:.2%}; {int(values.total[-1]):,} of "
-    alt += f"{int(values.total.sum()):,} predictions are in the bin of the highest confidence."
-    return Plot("calibration.png", to_png(figure), "Calibration", caption, alt)
+    alt = f"Reliability diagram: expected calibration error {bins.error:.2%}; {int(bins.total[-1]):,} of "
+    alt += f"{int(bins.total.sum()):,} predictions are in the bin of the highest confidence."
+    return Plot(to_png(figure), alt)
 
 
 @styled
 def mistakes(
-    images: Tensor,
-    labels: Tensor,
-    predictions: Tensor,
-    confidence: Tensor,
-    classes: Sequence[str] = MNIST.classes,
+    images: Tensor, labels: Tensor, predictions: Tensor, confidence: Tensor, classes: Sequence[str]
 ) -> Plot:
-    """Draw the ``images``, uint8 (N, 28, 28), that are predicted wrong, at most 150.
+    """Draw ``images``, uint8 (N, 28, 28), with label, prediction and confidence below them.
 
-    ``labels`` and ``predictions`` are int64 (N,), ``confidence`` float64 (N,) in (0, 1].
+    ``labels`` and ``predictions`` are int64 (N,), ``confidence`` is float64 (N,) in (0, 1].
     """
     names = shorten(classes)
-    wrong = scores.mistakes(labels, predictions, confidence)
-    drawn = wrong[:MOST_MISTAKES].tolist()
-    # To a line five images with digits below them, three with names; pixels from one image to the next.
+    pairs = list(zip(labels.tolist(), predictions.tolist(), strict=True))
+    # Five images in a row with digits below them, three with names; the pitch is in pixels of the images.
     columns, pitch_x, pitch_y, font = (5, 32, 37, 8.5) if max(map(len, names)) <= 2 else (3, 53, 37, 7.0)
-    lines = max(-(-len(drawn) // columns), 1)
-    sheet = np.zeros((lines * pitch_y, columns * pitch_x), dtype=np.uint8)
-    figure = new_figure(WIDTH * lines * pitch_y / (columns * pitch_x))
+    rows = max(-(-len(pairs) // columns), 1)
+    sheet = np.zeros((rows * pitch_y, columns * pitch_x), dtype=np.uint8)
+    figure = new_figure(WIDTH * rows * pitch_y / (columns * pitch_x))
     axes = figure.add_subplot()
-    for place, i in enumerate(drawn):
-        top, left = place // columns * pitch_y, place % columns * pitch_x + (pitch_x - 28) // 2
+    for i, (label, prediction) in enumerate(pairs):
+        top, left = i // columns * pitch_y, i % columns * pitch_x + (pitch_x - 28) // 2
         sheet[top : top + 28, left : left + 28] = images[i].numpy()
-        text = f"{names[int(labels[i])]} → {names[int(predictions[i])]}, {confidence[i]:.1%}"
-        axes.text(left + 13.5, top + 31.5, text, ha="center", va="center", fontsize=font)
+        description = f"{names[label]} → {names[prediction]}, {confidence[i]:.1%}"
+        axes.text(left + 13.5, top + 31.5, description, ha="center", va="center", fontsize=font)
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     axes.set_axis_off()
-    if not drawn:
+    if not pairs:
         axes.text(columns * pitch_x / 2, pitch_y / 2, "none", ha="center", va="center")
-    which = "All of them" if len(drawn) == len(wrong) else f"The {MOST_MISTAKES} of the highest confidence"
-    caption = f"{which}, by descending confidence: label → prediction, its confidence."
-    pairs = ", ".join(f"{classes[int(labels[i])]} as {classes[int(predictions[i])]}" for i in drawn)
-    title = f"Mistakes: {len(wrong):,} of {len(labels):,}"
-    return Plot("mistakes.png", to_png(figure), title, caption, f"Images predicted wrong: {pairs or 'none'}.")
+    described = ", ".join(f"{classes[label]} as {classes[prediction]}" for label, prediction in pairs)
+    return Plot(to_png(figure), f"Wrongly predicted images: {described or 'none'}.")
 
 
 @styled
-def filters(weights: Tensor, epoch: int) -> Plot:
+def filters(weights: Tensor) -> Plot:
     """Draw the filters of the first layer, ``weights``, float32 (10, 1, 3, 3), on one scale."""
     most = float(weights.abs().max()) or 1.0
     figure = new_figure(3.3)
@@ -252,6 +238,5 @@ def filters(weights: Tensor, epoch: int) -> Plot:
         axes.spines[:].set_visible(True)
     bar = figure.colorbar(image, ax=grid, orientation="horizontal", fraction=0.06, aspect=40, label="weight")
     bar.outline.set_visible(False)
-    caption = f"Its ten filters of 3×3 weights in best.pt (epoch {epoch}), on one scale."
     alt = "The ten 3×3 filters of the first convolution, positive weights red, negative blue."
-    return Plot("filters.png", to_png(figure), "The first layer", caption, alt)
+    return Plot(to_png(figure), alt)

@@ -1,4 +1,4 @@
-"""What a network's predictions are worth, in numbers."""
+"""Measure the quality of predictions."""
 
 from dataclasses import dataclass
 
@@ -8,31 +8,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Calibration:
-    """Confidence against accuracy in bins of equal width; the tensors are (bins,)."""
+    """Confidence and accuracy in bins of equal width; the tensors are (bins,)."""
 
-    error: float  # the expected calibration error, in [0, 1]
-    total: Tensor  # int64, images in each bin
-    correct: Tensor  # int64, those predicted right
-    confidence: Tensor  # float64, their mean, in (0, 1]; NaN in an empty bin
+    error: float  # expected calibration error, in [0, 1]
+    total: Tensor  # int64, predictions in each bin
+    correct: Tensor  # int64, correct predictions in each bin
+    confidence: Tensor  # float64, mean of each bin, in (0, 1]; NaN if the bin is empty
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int = 10) -> Tensor:
-    """Count images by label (row) and prediction (column): both int64 (N,), to int64 (classes, classes)."""
+    """Count images by label (row) and prediction (column), both int64 (N,), as int64 (classes, classes)."""
     counts = torch.bincount(classes * labels + predictions, minlength=classes**2)
     return counts.view(classes, classes)
 
 
 def mistakes(labels: Tensor, predictions: Tensor, confidence: Tensor) -> Tensor:
-    """Return the indices of the wrong ``predictions``, int64, by descending ``confidence``."""
+    """Return the indices of wrong ``predictions``, int64, by descending ``confidence``; all are (N,)."""
     wrong = (predictions != labels).nonzero().flatten()
     return wrong[confidence[wrong].argsort(descending=True, stable=True)]
 
 
 def wilson(correct: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Bound the rate behind ``correct`` of ``total`` with 95% confidence; NaN where ``total`` is 0.
+    """Return both ends of the 95% confidence interval of ``correct / total``, float64 in [0, 1].
 
-    Returns the ends of the score interval, in [0, 1]: Wilson, "Probable inference, the law of succession,
-    and statistical inference", Journal of the American Statistical Association 22 (1927).
+    They are NaN where ``total`` is 0. This is the score interval: Wilson, "Probable inference, the law of
+    succession, and statistical inference", Journal of the American Statistical Association 22 (1927).
     """
     correct, total, z2 = correct.double(), total.double(), 1.959964**2
     middle = (correct + z2 / 2) / (total + z2)
@@ -41,13 +41,14 @@ def wilson(correct: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def calibration(confidence: Tensor, correct: Tensor, bins: int = 15) -> Calibration:
-    """Compare ``confidence``, float64 (N,) in (0, 1], with which predictions are ``correct``, bool (N,).
+    """Compare ``confidence``, float64 (N,) in (0, 1], with ``correct``, bool (N,), in ``bins`` bins.
 
-    Bin m of M holds ((m - 1) / M, m / M]. Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
+    Bin m of M is ((m - 1) / M, m / M]. Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
     Networks" (ICML 2017), section 2.
     """
     index = torch.bucketize(confidence, torch.arange(1, bins, dtype=torch.float64) / bins)
-    total, hits = torch.bincount(index, minlength=bins), torch.bincount(index[correct], minlength=bins)
-    summed = torch.bincount(index, confidence, minlength=bins)
-    error = float((hits - summed).abs().sum() / len(confidence))
-    return Calibration(error, total, hits, summed / total)
+    total = torch.bincount(index, minlength=bins)
+    total_correct = torch.bincount(index[correct], minlength=bins)
+    total_confidence = torch.bincount(index, confidence, minlength=bins)
+    error = float((total_correct - total_confidence).abs().sum() / len(confidence))
+    return Calibration(error, total, total_correct, total_confidence / total)

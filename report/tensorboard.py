@@ -1,4 +1,4 @@
-"""The curves of a run for TensorBoard."""
+"""Write the curves of a run for TensorBoard."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,10 @@ from checkpoint import EpochMetrics
 
 
 def open_curves(folder: Path, metrics: Iterable[EpochMetrics]) -> SummaryWriter:
-    """Open TensorBoard's file in ``folder``; the epochs in ``metrics`` replace what earlier files have."""
+    """Open a file for TensorBoard in ``folder``; ``with`` closes it.
+
+    The epochs in ``metrics`` replace those of earlier files in the folder.
+    """
     writer = SummaryWriter(folder, purge_step=0)
     for row in metrics:
         add_epoch(writer, row)
@@ -17,7 +20,7 @@ def open_curves(folder: Path, metrics: Iterable[EpochMetrics]) -> SummaryWriter:
 
 
 def add_epoch(writer: SummaryWriter, row: EpochMetrics) -> None:
-    """Add an epoch to the curves, and write it to the disk."""
+    """Add an epoch to the curves, and flush it to the disk."""
     for name in ("lr", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy"):
         split, _, kind = name.replace("eval", row.split).rpartition("_")
         writer.add_scalar(f"{kind}/{split}" if split else kind, getattr(row, name), row.epoch)

@@ -1,4 +1,4 @@
-"""The numbers of a report, against second implementations and published figures."""
+"""The numbers of a report, compared with second implementations and published figures."""
 
 from collections import Counter
 
@@ -30,18 +30,18 @@ def test_calibration_by_hand() -> None:
     # Two bins. (0, .5] holds .4 and .5: mean .45, right half the time. (.5, 1] holds .8, .9 and 1: mean .9,
     # right once in three. So 2/5 of .05 and 3/5 of .9 - 1/3.
     confidence = torch.tensor([0.4, 0.5, 0.8, 0.9, 1.0], dtype=torch.float64)
-    found = calibration(confidence, torch.tensor([True, False, False, True, False]), bins=2)
-    assert found.error == pytest.approx(0.4 * 0.05 + 0.6 * (0.9 - 1 / 3))
-    assert found.total.tolist() == [2, 3]
-    assert found.correct.tolist() == [1, 1]
-    assert found.confidence.tolist() == pytest.approx([0.45, 0.9])
+    measured = calibration(confidence, torch.tensor([True, False, False, True, False]), bins=2)
+    assert measured.error == pytest.approx(0.4 * 0.05 + 0.6 * (0.9 - 1 / 3))
+    assert measured.total.tolist() == [2, 3]
+    assert measured.correct.tolist() == [1, 1]
+    assert measured.confidence.tolist() == pytest.approx([0.45, 0.9])
 
 
 def test_empty_bins_have_no_confidence() -> None:
-    found = calibration(torch.ones(4, dtype=torch.float64), torch.zeros(4, dtype=torch.bool))
-    assert found.error == 1
-    assert found.total.tolist() == [0] * 14 + [4]
-    assert found.confidence[:14].isnan().all()
+    measured = calibration(torch.ones(4, dtype=torch.float64), torch.zeros(4, dtype=torch.bool))
+    assert measured.error == 1
+    assert measured.total.tolist() == [0] * 14 + [4]
+    assert measured.confidence[:14].isnan().all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -49,9 +49,9 @@ def test_empty_bins_have_no_confidence() -> None:
 def test_calibration_error_against_loops(given: list[tuple[int, int, float]], bins: int) -> None:
     correct = [label == prediction for label, prediction, _ in given]
     confidence = [p for _, _, p in given]
-    found = calibration(torch.tensor(confidence, dtype=torch.float64), torch.tensor(correct), bins)
-    assert found.error == pytest.approx(ece_by_loops(confidence, correct, bins), abs=1e-12)
-    assert (int(found.total.sum()), int(found.correct.sum())) == (len(given), sum(correct))
+    measured = calibration(torch.tensor(confidence, dtype=torch.float64), torch.tensor(correct), bins)
+    assert measured.error == pytest.approx(ece_by_loops(confidence, correct, bins), abs=1e-12)
+    assert (int(measured.total.sum()), int(measured.correct.sum())) == (len(given), sum(correct))
 
 
 @settings(max_examples=40, deadline=None)
@@ -71,5 +71,5 @@ def test_confusion_matrix_and_mistakes_against_loops(given: list[tuple[int, int,
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilson_against_published_intervals(correct: int, total: int, low: float, high: float) -> None:
-    found = [float(end) for end in wilson(torch.tensor(correct), torch.tensor(total))]
-    assert found == pytest.approx([low, high], abs=5e-5)
+    interval = [float(end) for end in wilson(torch.tensor(correct), torch.tensor(total))]
+    assert interval == pytest.approx([low, high], abs=5e-5)
