@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from config import Config, Options, check_resumed, choose_data_path, select_device, value_type
 from datasets import MNIST, Dataset
@@ -22,6 +20,7 @@ from model import Net
 from runtime.errors import UsageError, UserError
 from runtime.files import claim_folder, locked, warn, write_table
 from runtime.tensor_files import load_tensors, save_tensors
+from train import TrainingState
 from utils import EVALUATION_BATCH, Loaders, get_loaders, normalize
 
 FORMAT = 2  # of best.pt and last.pt
@@ -74,21 +73,6 @@ class Progress:
     def best_accuracy(self) -> float:
         """The highest accuracy in evaluation so far, in percent; -1 before the first epoch."""
         return max((row.eval_accuracy for row in self.metrics), default=-1.0)
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """The objects that change while a run trains."""
-
-    model: Net
-    optimizer: Optimizer
-    scheduler: LRScheduler
-    ema: Net | None  # running average of the network
-
-    @property
-    def tested(self) -> Net:
-        """The network that is evaluated and saved: the running average, if there is one."""
-        return self.model if self.ema is None else self.ema
 
 
 @dataclass
@@ -219,7 +203,7 @@ def restore(run: Run, state: TrainingState) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read best.pt, last.pt, or another file of weights, which has no format number."""
     content = load_tensors(path)
-    number = content.pop("format", FORMAT)
+    number = content.get("format", FORMAT)
     if type(number) is not int or number != FORMAT:
         raise UserError(f"{path} was written by another version of the project, which this one can't read")
     return content
@@ -231,9 +215,8 @@ def load_dataclass(path: Path, kind: type[T], values: Any) -> T:
         instance = kind(**values)
         for entry in fields(instance) if kind not in (Config, Dataset) else ():  # type: ignore[arg-type]
             value, expected = getattr(instance, entry.name), value_type(kind, entry.name)
-            if value is not entry.default and not isinstance(
-                value, (int, float) if expected is float else expected
-            ):
+            allowed = (int, float) if expected is float else expected
+            if value is not entry.default and not isinstance(value, allowed):
                 raise TypeError(entry.name)
     except (TypeError, ValueError, UserError):
         raise UserError(f"{path} does not fit this version of the project: another {kind.__name__}") from None
@@ -261,10 +244,8 @@ class Trained:
     def __str__(self) -> str:
         if self.metrics is None:
             return str(self.path)
-        name = self.metrics.split_name
-        if self.dataset != MNIST:
-            name += f" of {self.dataset.name}"
-        return f"{self.path} (epoch {self.metrics.epoch}: {self.metrics.eval_accuracy:.2f}% on the {name})"
+        split = self.metrics.split_name + ("" if self.dataset == MNIST else f" of {self.dataset.name}")
+        return f"{self.path} (epoch {self.metrics.epoch}: {self.metrics.eval_accuracy:.2f}% on the {split})"
 
 
 def load_trained(file: str | Path | None) -> Trained:
@@ -275,13 +256,13 @@ def load_trained(file: str | Path | None) -> Trained:
     content = read_checkpoint(path)
     if "finished" in content:
         raise UserError(f"{path} is for resuming a run: name the best.pt beside it")
-    kinds = {"metrics": EpochMetrics, "config": Config, "dataset": Dataset}
-    known: dict[str, Any] = {
-        name: load_dataclass(path, kind, content[name]) for name, kind in kinds.items() if name in content
-    }
-    known |= {name: content[name] for name in ("versions", "data_path") if name in content}
+    names = {"metrics", "config", "dataset", "versions", "data_path"} if "format" in content else set()
+    known = {name: content[name] for name in names & content.keys()}
+    for name, kind in {"metrics": EpochMetrics, "config": Config, "dataset": Dataset}.items():
+        if name in known:
+            known[name] = load_dataclass(path, kind, known[name])
     with torch.random.fork_rng(devices=[]):
-        model = Net(num_classes=len(known["dataset"].classes) if "dataset" in known else 10).eval()
+        model = Net(num_classes=len(known.get("dataset", MNIST).classes)).eval()
     try:
         model.load_state_dict(find_state_dict(content))
     except Exception:  # whatever the file holds instead

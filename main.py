@@ -15,11 +15,11 @@ import time
 
 import torch
 
-from checkpoint import EpochMetrics, Run, TrainingState, load_trained, open_run, restore, save_run
+from checkpoint import EpochMetrics, Run, load_trained, open_run, restore, save_run
 from model import Net
 from runtime.cpu import speed_up
 from test import test
-from train import advance, make_optimizer, train
+from train import TrainingState, advance, make_optimizer, train
 from utils import Loaders, get_test_loader, stream_seed
 
 

@@ -1,6 +1,7 @@
-"""Train for one epoch, and make what moves meanwhile: optimizer and schedule."""
+"""Train for one epoch; and the objects that change while a run trains."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,11 +12,27 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from config import Config
+from model import Net
 from muon import MOMENTUM, Muon
 from runtime.errors import DivergedError
 from utils import Loader
 
 BAR_INTERVAL = 25  # batches from one update of the bar's text to the next; each waits for the device
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """The objects that change while a run trains."""
+
+    model: Net
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    ema: Net | None  # running average of the network
+
+    @property
+    def tested(self) -> Net:
+        """The network that is evaluated and saved: the running average, if there is one."""
+        return self.model if self.ema is None else self.ema
 
 
 def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[Optimizer, OneCycleLR]:

@@ -204,7 +204,8 @@ def test_weights_as_other_programs_save_them_are_read(prefix: str, key: str | No
     """As ``DataParallel`` and ``torch.compile`` name them, and under the usual keys."""
     model = Net()
     weights: dict[str, Any] = {prefix + name: value for name, value in model.state_dict().items()}
-    torch.save(weights if key is None else {key: weights, "epoch": 3}, tmp_path / "theirs.pth")
+    content = {key: weights, "epoch": 3, "config": {"lr": 0.1}, "metrics": [99.0]} if key else weights
+    torch.save(content, tmp_path / "theirs.pth")
     assert torch.equal(load_trained(tmp_path / "theirs.pth").model.conv6.weight, model.conv6.weight)
 
 
