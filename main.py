@@ -4,7 +4,8 @@ from config import Config, Options, choose_data_path, parse_args, select_device
 from runtime.errors import DivergedError, UsageError, run_command
 
 if __name__ == "__main__":
-    run_command("main.py", parse_args, "main")  # reads the arguments, then imports this file as a module
+    # Read the arguments first, as the imports below take seconds; then import this file, and call main().
+    run_command("main.py", parse_args, "main")
 
 import contextlib
 import copy
@@ -37,7 +38,7 @@ def print_summary(model: Net) -> None:
 
 
 def make_state(config: Config, device: torch.device, batches: int, num_classes: int) -> TrainingState:
-    """Make the network, print its summary, and make optimizer and schedule for ``batches`` in each epoch."""
+    """Make the network, its optimizer and its schedule for ``batches`` per epoch. Print a summary."""
     torch.manual_seed(stream_seed(config.seed, "weights"))
     model = Net(config.dropout, num_classes)
     print_summary(model)
@@ -69,17 +70,17 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
         ema_decay=config.model_ema_decay,
     )
     split, name = ("holdout", "Held-out set") if config.holdout else ("test", "Test set")
-    loss, accuracy = test(state.tested, device, eval_loader, name=name)
+    loss, accuracy = test(state.eval_model, device, eval_loader, name=name)
     if not math.isfinite(loss):
         raise DivergedError(f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr")
-    if config.schedule_interval == "epoch":
+    if config.schedule_interval == "epoch":  # the schedule counts batches: move it by those of the epoch
         advance(state.scheduler, min(len(train_loader), config.limit_train_batches or len(train_loader)))
     seconds = round(time.perf_counter() - start, 2)
     return EpochMetrics(epoch, lr, train_loss, train_accuracy, split, loss, accuracy, seconds)
 
 
 def train_run(run: Run, tensorboard: bool) -> None:
-    """Train and evaluate epoch by epoch, from the last complete one; save each in the run's folder."""
+    """Train, evaluate and save each epoch. A resumed run begins with the epoch after the last saved one."""
     progress, (train_loader, _) = run.progress, run.loaders
     config = progress.config
     if config.use_deterministic_algorithms:
@@ -90,9 +91,7 @@ def train_run(run: Run, tensorboard: bool) -> None:
     state = make_state(config, train_loader.images.device, batches, len(progress.dataset.classes))
     if progress.epoch > 0:
         restore(run, state)
-        print(
-            f"\nContinuing after epoch {progress.epoch}; best accuracy so far: {progress.best_accuracy:.2f}%"
-        )
+        print(f"\nContinuing after epoch {progress.epoch}; best accuracy: {progress.best_accuracy:.2f}%")
     if tensorboard:
         from report.tensorboard import add_epoch, open_curves
 
@@ -100,16 +99,16 @@ def train_run(run: Run, tensorboard: bool) -> None:
     with open_curves(run.folder, progress.metrics) if tensorboard else contextlib.nullcontext() as curves:
         for epoch in range(progress.epoch + 1, config.epochs + 1):
             print(f"\nEpoch {epoch}/{config.epochs}", flush=True)
-            row = run_epoch(config, run.loaders, state, epoch)
-            if row.eval_accuracy > progress.best_accuracy:
-                print(f"New best accuracy: {row.eval_accuracy:.2f}%")
-                progress.best_model = copy.deepcopy(state.tested.state_dict())
-            progress.metrics.append(row)
-            reached = config.early_stopping and row.eval_accuracy >= config.target_accuracy
+            metrics = run_epoch(config, run.loaders, state, epoch)
+            if metrics.eval_accuracy > progress.best_accuracy:
+                print(f"New best accuracy: {metrics.eval_accuracy:.2f}%")
+                progress.best_model = copy.deepcopy(state.eval_model.state_dict())
+            progress.metrics.append(metrics)  # from which progress computes its best accuracy
+            reached = config.early_stopping and metrics.eval_accuracy >= config.target_accuracy
             progress.finished = reached or epoch == config.epochs
             save_run(run, state)
             if curves is not None:
-                add_epoch(curves, row)
+                add_epoch(curves, metrics)
             if reached:
                 print(f"Target accuracy of {config.target_accuracy:g}% reached at epoch {epoch}!")
                 break
@@ -126,7 +125,7 @@ def evaluate(config: Config, options: Options) -> None:
     trained, device = load_trained(options.weights), select_device(options.device)
     print(f"Weights: {trained}")
     if "dataset" in options.given and config.dataset != trained.dataset.name:
-        raise UsageError(f"argument --dataset: the weights are of {trained.dataset.name}; leave it out")
+        raise UsageError(f"argument --dataset: the weights were trained on {trained.dataset.name}")
     data_path = choose_data_path(options, trained.dataset.name, trained.data_path)
     test(trained.model.to(device), device, get_test_loader(trained.dataset, data_path, device))
 
@@ -144,4 +143,5 @@ def main(config: Config, options: Options) -> None:
         except KeyboardInterrupt as stop:
             saved = f"saved up to epoch {run.saved_epoch}" if run.saved_epoch else "no epoch was complete"
             command = f"python main.py --resume {shlex.quote(str(run.folder))}"
+            # The same class, as SIGTERM raises a subclass of KeyboardInterrupt.
             raise type(stop)(f"{saved}; to continue: {command}") from None

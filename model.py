@@ -14,7 +14,7 @@ class Net(nn.Module):
 
     def __init__(self, dropout: float = 0.05, num_classes: int = 10) -> None:
         super().__init__()
-        #                                                    output    receptive field
+        #                                                    output    receptive field, a square of
         self.conv1 = nn.Conv2d(1, 10, 3, padding=1)  #       10×28×28   3
         self.bn1 = nn.BatchNorm2d(10)
         self.dropout1 = nn.Dropout(dropout)
@@ -41,11 +41,11 @@ class Net(nn.Module):
         self.dropout6 = nn.Dropout(dropout)
 
         self.conv7 = nn.Conv2d(16, num_classes, 1)  #        10×7×7    32
-        self.gap = nn.AdaptiveAvgPool2d(1)  #                10×1×1    28, the whole image
+        self.gap = nn.AdaptiveAvgPool2d(1)  #                10×1×1    the whole image
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images, (N, 1, 28, 28), to log-probabilities, (N, num_classes), both float32."""
-        # ReLU is a function, as the original's summary table has no rows for it; in place, as that is faster.
+        # ReLU is a function, not a layer: so it has no row in the summary table, as in the original.
         x = self.dropout1(self.bn1(F.relu(self.conv1(x), inplace=True)))
         x = self.dropout2(self.bn2(F.relu(self.conv2(x), inplace=True)))
 

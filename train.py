@@ -1,4 +1,4 @@
-"""Train for one epoch; and the objects that change while a run trains."""
+"""Train for one epoch. Make the optimizer and the learning-rate schedule."""
 
 import math
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from muon import MOMENTUM, Muon
 from runtime.errors import DivergedError
 from utils import Loader
 
-BAR_INTERVAL = 25  # batches from one update of the bar's text to the next; each waits for the device
+BAR_INTERVAL = 25  # batches from one update of the progress bar to the next; an update waits for the device
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The objects that change while a run trains."""
+    """The objects that training changes."""
 
     model: Net
     optimizer: Optimizer
@@ -30,7 +30,7 @@ class TrainingState:
     ema: Net | None  # running average of the network
 
     @property
-    def tested(self) -> Net:
+    def eval_model(self) -> Net:
         """The network that is evaluated and saved: the running average, if there is one."""
         return self.model if self.ema is None else self.ema
 
@@ -38,9 +38,10 @@ class TrainingState:
 def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[Optimizer, OneCycleLR]:
     """Make the optimizer and its schedule over ``total_steps`` steps.
 
-    The first step has the learning rate ``config.lr``. The rate of Muon follows the same schedule, scaled to
-    its own peak; its momentum is constant.
+    The first step has the learning rate ``config.lr``. Muon's learning rate follows the same curve, with the
+    peak ``config.muon_lr``. Muon's momentum is constant.
     """
+    # If config.momentum is None, the schedule cycles the momentum, and starts at its maximum.
     momentum = config.max_momentum if config.momentum is None else config.momentum
     shared: Any = {"lr": config.lr, "momentum": momentum, "weight_decay": config.weight_decay}
     optimizer: Optimizer
@@ -49,26 +50,26 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
     else:
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
         optimizer = SGD(model.parameters(), fused=fused, **shared)
-    groups = len(optimizer.param_groups)  # two with Muon: the other parameters, and the matrices
+    num_groups = len(optimizer.param_groups)  # Muon has two: of its parameters, the matrices are the second
     steps = max(total_steps, 2)
     scheduler = OneCycleLR(
         optimizer,
-        max_lr=[config.max_lr, config.muon_lr][:groups],
+        max_lr=[config.max_lr, config.muon_lr][:num_groups],
         total_steps=steps,
         # With a warm-up of less than two steps, OneCycleLR would start after the peak, or divide by zero.
         pct_start=max(float(config.pct_start), 2 / steps),
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,
-        base_momentum=[config.base_momentum, MOMENTUM][:groups],
-        max_momentum=[config.max_momentum, MOMENTUM][:groups],
+        base_momentum=[config.base_momentum, MOMENTUM][:num_groups],
+        max_momentum=[config.max_momentum, MOMENTUM][:num_groups],
     )
     return optimizer, scheduler
 
 
 def advance(scheduler: LRScheduler, steps: int = 1) -> None:
-    """Move the schedule on by ``steps``, but not past its last step, which is for the last batch."""
-    last_step = getattr(scheduler, "total_steps", math.inf) - 1
+    """Move the schedule by ``steps``, at most to its last step. The last batch is trained with that."""
+    last_step = getattr(scheduler, "total_steps", math.inf) - 1  # counted from 0, like last_epoch
     for _ in range(steps):
         if scheduler.last_epoch < last_step:
             scheduler.step()
@@ -92,26 +93,26 @@ def train(
     - ``train_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,).
     - The model maps images to log-probabilities, or to logits, (N, classes).
     - ``scheduler`` moves after each batch.
-    - ``limit_batches`` ends the epoch after so many batches.
+    - ``limit_batches`` is the number of batches after which the epoch ends.
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
     - ``ema``, a copy of the model, becomes the running average of its weights; ``ema_decay`` is in [0, 1).
 
-    Returns loss, without label smoothing, and accuracy in percent: means over the images as trained on, each
-    before its step. A loss that is not finite raises ``DivergedError``.
+    Returns the mean loss, without label smoothing, and the accuracy in percent. Both are of the distorted
+    images, before each optimizer step. A loss that is not finite raises ``DivergedError``.
     """
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
     loss_sum, correct = torch.zeros(2, device=device)
     if ema is not None:  # state_dict() returns references, so in-place operations update the network
         states = ema.state_dict().values(), model.state_dict().values()
-        averages, weights = ([value for value in state if value.is_floating_point()] for state in states)
+        averages, values = ([value for value in state if value.is_floating_point()] for state in states)
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in zip(range(steps), train_loader, strict=False):
             data, target = data.to(device), target.to(device)
             optimizer.zero_grad(set_to_none=True)
             output = model(data)
-            # Right for logits and for log-probabilities, which a second log-softmax leaves as they are.
+            # cross_entropy applies log-softmax. This doesn't change log-probabilities, so both may come in.
             loss = F.cross_entropy(output, target, label_smoothing=label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -119,18 +120,20 @@ def train(
                 advance(scheduler)
             if ema is not None:
                 step = (epoch - 1) * steps + batch_id
-                decay = min(ema_decay, (1 + step) / (10 + step))  # warm-up, as in TensorFlow
-                torch._foreach_lerp_(averages, weights, 1 - decay)
+                # A smaller decay at the start: the formula of TensorFlow's ExponentialMovingAverage.
+                decay = min(ema_decay, (1 + step) / (10 + step))
+                torch._foreach_lerp_(averages, values, 1 - decay)
             loss_sum += F.cross_entropy(output.detach(), target, reduction="sum")
             correct += (output.argmax(dim=1) == target).sum()
             processed += len(target)
             if batch_id % BAR_INTERVAL == 0 or batch_id == steps - 1:
-                last_loss, total_loss, right = torch.stack([loss.detach(), loss_sum, correct]).tolist()
-                accuracy = 100.0 * right / processed
-                text = f"Epoch={epoch} Loss={last_loss:.4f} Batch_id={batch_id} Accuracy={accuracy:.2f}%"
+                # The bar shows the loss of this batch, and the accuracy of the epoch so far.
+                batch_loss, epoch_loss, hits = torch.stack([loss.detach(), loss_sum, correct]).tolist()
+                accuracy = 100.0 * hits / processed
+                text = f"Epoch={epoch} Loss={batch_loss:.4f} Batch_id={batch_id} Accuracy={accuracy:.2f}%"
                 bar.set_description(text, refresh=False)
-                if not math.isfinite(total_loss):
-                    problem = f"the loss became {total_loss} in epoch {epoch}, by batch {batch_id}"
+                if not math.isfinite(epoch_loss):
+                    problem = f"the loss became {epoch_loss} in epoch {epoch}, by batch {batch_id}"
                     raise DivergedError(f"{problem}: try a lower --max-lr")
             bar.update()
     if processed == 0:

@@ -25,7 +25,7 @@ class Loader(Protocol):
 
 
 def normalize(images: Tensor, dataset: Dataset = MNIST) -> Tensor:
-    """Map pixels in 0 to 255 to float32 with mean 0 and standard deviation 1 over ``dataset``."""
+    """Normalise pixels in [0, 255]: to float32, with mean 0 and standard deviation 1 over ``dataset``."""
     return images.div(255 * dataset.std).sub_(dataset.mean / dataset.std)
 
 
@@ -44,35 +44,37 @@ def affine(
     - ``degrees``, (N,), rotate anticlockwise.
     - ``shift``, (N, 2), is in pixels to the right and down.
     - ``scale``, (N, 2), multiplies width and height.
-    - ``shear``, (N,), moves each row to the right, by this share of its distance below the centre.
+    - ``shear``, (N,), moves a row that is y pixels below the centre by shear · y pixels to the right. Above
+      the centre, y is negative.
 
     All are float32, as is the result. A rotation alone equals torchvision's ``rotate`` on uint8 images,
-    except where rounding decides between two pixels or grey levels.
+    except where rounding chooses another source pixel (nearest) or another grey level (bilinear).
     """
     radians = torch.deg2rad(degrees)
     cos, sin = radians.cos(), radians.sin()
     ones = torch.ones(len(images), 2, device=images.device)
     (dx, dy), (width, height) = (ones * shift * (2 / images.shape[-1])).T, (ones * scale).T
     # The inverse map, from a pixel of the result to its source: each step undone, in reverse order.
-    # Positions are in half sides from the centre.
-    a, b, d, e = (cos - shear * sin) / width, (-sin - shear * cos) / width, sin / height, cos / height
-    matrix = torch.stack([a, b, -a * dx - b * dy, d, e, -d * dx - e * dy], dim=1).view(-1, 2, 3)
+    # Coordinates are relative to the centre; the edges of the image are at -1 and 1.
+    xx, xy, yx, yy = (cos - shear * sin) / width, (-sin - shear * cos) / width, sin / height, cos / height
+    matrix = torch.stack([xx, xy, -xx * dx - xy * dy, yx, yy, -yx * dx - yy * dy], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     result = F.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
     return result.round_() if interpolation == "bilinear" else result
 
 
 def stream_seed(seed: int, stream: str, epoch: int = 0) -> int:
-    """Derive from a run's ``seed`` the seed of one of its ``STREAMS`` in ``epoch``.
+    """Compute the seed of a stream of random numbers, one of ``STREAMS``, from the ``seed`` of the run.
 
-    All these streams are independent. Each epoch has its own, so a run can be resumed after any epoch.
+    The streams are independent. Each epoch has its own streams, so a run can be resumed after any epoch. The
+    initial weights are drawn in epoch 0.
     """
     return int(np.random.SeedSequence([seed, epoch, STREAMS.index(stream)]).generate_state(1)[0])
 
 
 @dataclass
 class DeviceLoader:
-    """A loader whose data set is on the device as a whole; it takes the place of a ``DataLoader``.
+    """A loader that keeps the whole data set on the device. It replaces a ``DataLoader``.
 
     - ``images`` is uint8 (N, 28, 28), ``labels`` is int64 (N,).
     - It yields normalised images, float32 (B, 1, 28, 28), and targets, int64 (B,). The last batch may be
@@ -87,7 +89,7 @@ class DeviceLoader:
     _: KW_ONLY
     dataset: Dataset = MNIST
     config: Config | None = None
-    epoch: int = 1  # of the next pass
+    epoch: int = 1  # number of the next pass; each pass adds 1
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch_size)
@@ -124,8 +126,8 @@ Loaders = tuple[DeviceLoader, DeviceLoader]  # for training and for evaluation
 def get_loaders(config: Config, device: torch.device | str, data_path: str = Options.data_path) -> Loaders:
     """Load the data set of ``config`` onto ``device``, and make the loaders for training and evaluation.
 
-    If ``config.holdout`` isn't 0, so many training images, always the same, replace the test set.
-    ``data_path`` is the folder of the data set; MNIST needs none.
+    With ``config.holdout`` above 0, this number of training images, always the same, is not trained on but
+    evaluated, in place of the test set. ``data_path`` is the folder of the data set; MNIST needs none.
     """
     dataset, (images, labels) = load_train(config.dataset, data_path)
     if config.holdout >= len(labels):

@@ -1,4 +1,4 @@
-"""Faster training on a CPU: ``speed_up(model)``. It is opt-in; without it, a network is plain PyTorch."""
+"""Faster training on a CPU. ``Net`` is plain PyTorch; ``main.py`` calls ``speed_up`` on a CPU."""
 
 import copy
 import ctypes
@@ -10,33 +10,33 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-CACHE_LINE = 16  # float32 numbers
+CACHE_LINE_FLOATS = 16  # float32 numbers in 64 bytes
 
 
 def speed_up(model: nn.Module) -> nn.Module:
     """Make ``model`` train faster on a CPU, in place, and return it. Names and values of parameters stay.
 
     - Its weights, and so its activations, are stored with their channels last.
-    - Each ``nn.Dropout``, and each ``nn.BatchNorm2d`` of fewer than 16 channels, becomes the faster layer
-      below. It computes the same, but dropout draws its random numbers otherwise.
-    - For the whole process, glibc keeps the memory that it frees. By default it returns each large activation
-      to the kernel and gets it again, zeroed, at the cost of thousands of page faults a step (mallopt(3)).
+    - Each ``nn.Dropout``, and each ``nn.BatchNorm2d`` of fewer than 16 channels, becomes the faster class of
+      this file. The results are equivalent, but dropout draws different random numbers.
+    - In the whole process, glibc keeps freed memory for reuse (mallopt(3)). By default, it returns large
+      blocks to the operating system. To get them again costs thousands of page faults per training step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the largest that glibc takes
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD: 32 MiB, the largest value that glibc accepts
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: return nothing
     for module in model.modules():
         # Another class for the same object: parameters, buffers and hooks stay as they are.
         if type(module) is nn.Dropout:
             module.__class__ = Dropout
-        elif type(module) is nn.BatchNorm2d and module.num_features < CACHE_LINE:
+        elif type(module) is nn.BatchNorm2d and module.num_features < CACHE_LINE_FLOATS:
             module.__class__ = BatchNorm2d
     return model.to(memory_format=torch.channels_last)
 
 
-def is_ordinary_training(module: nn.Module, x: Tensor) -> bool:
-    """Whether ``module`` trains on float32 on the CPU, without autocast, and no tool looks into it."""
+def is_fast_case(module: nn.Module, x: Tensor) -> bool:
+    """Tell if ``module`` trains in float32 on a CPU, without autocast, compilation and tracing."""
     return (
         module.training
         and not torch.compiler.is_compiling()
@@ -50,7 +50,7 @@ def is_ordinary_training(module: nn.Module, x: Tensor) -> bool:
 
 
 def as_class(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """Return ``module`` as a ``kind`` with the same parameters, for ``torch.jit.script`` to compile."""
+    """Return a shallow copy of ``module`` with the class ``kind``, for ``torch.jit.script`` to compile."""
     result = copy.copy(module)
     result.__class__ = kind
     return result
@@ -59,12 +59,12 @@ def as_class(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
 class Dropout(nn.Dropout):
     """``nn.Dropout`` that draws a random number for each dropped element, instead of one for each element.
 
-    On a CPU, random numbers dominate the cost of dropout. The gaps between dropped elements are geometric:
-    Fan, Muller and Rezucha, JASA 57 (1962).
+    On a CPU, random numbers dominate the cost of dropout. The gaps between dropped elements have a geometric
+    distribution: Fan, Muller and Rezucha, JASA 57 (1962).
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if is_ordinary_training(self, input) and 0 < self.p < 1:
+        if is_fast_case(self, input) and 0 < self.p < 1:
             mask = torch.full_like(input, 1 / (1 - self.p))
             dropped = draw_positions(input.numel(), self.p)
             mask.as_strided((input.numel(),), (1,)).index_fill_(0, dropped, 0)
@@ -81,7 +81,9 @@ def draw_positions(count: int, p: float) -> Tensor:
     Returns their indices, int64, in ascending order.
     """
     expected, deviation = count * p, math.sqrt(count * p * (1 - p))
-    gaps = torch.empty(int(expected + 7 * deviation) + 8)  # fewer than one draw in 10^11 ends before count
+    # So many gaps reach count in all but one of 10^11 calls. (In that one, the last elements are kept.)
+    gaps = torch.empty(int(expected + 7 * deviation) + 8)
+    # Inverse transform sampling: log(1 - u) / log(1 - p), rounded down, is geometric for a uniform u.
     gaps.uniform_().neg_().log1p_().mul_(1 / math.log1p(-p)).clamp_(max=count)
     positions = gaps.long().add_(1).cumsum_(0).sub_(1)
     return positions[: int(torch.searchsorted(positions, count))]
@@ -90,13 +92,13 @@ def draw_positions(count: int, p: float) -> Tensor:
 class BatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` that is faster in training if its channels are few and stored last.
 
-    PyTorch's kernel sums a matrix (N·H·W, C), each thread into a row of C sums. Rows of less than 16 floats
-    share a cache line, so the threads wait for each other. This layer passes the same kernels the matrix
-    (N·H, W·C), in which W columns belong to a channel, and combines the columns' sums.
+    PyTorch sums the columns of a matrix (N·H·W, C), and each thread has C partial sums in memory. With C
+    below 16, the sums of two threads share a cache line, so the threads wait for each other. This layer gives
+    the same functions a matrix (N·H, W·C). There each channel has W columns; the layer combines their sums.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        count = input.numel() // self.num_features if is_ordinary_training(self, input) else 0
+        count = input.numel() // self.num_features if is_fast_case(self, input) else 0
         if (
             count < 2  # a variance needs two values for each channel
             or not input.is_contiguous(memory_format=torch.channels_last)
@@ -135,14 +137,14 @@ class NormalizeChannels(torch.autograd.Function):
         means, variances = torch.batch_norm_update_stats(rows, None, None, 0.0)
         # Law of total variance, for columns of equal length: variance of the column means plus mean of the
         # column variances.
-        between, mean = torch.var_mean(means.view(width, -1), 0, correction=0)
-        variance = between + variances.view(width, -1).mean(0)
-        inverse = (variance + eps).rsqrt()
-        factor = weight * inverse
+        variance_of_means, mean = torch.var_mean(means.view(width, -1), 0, correction=0)
+        variance = variance_of_means + variances.view(width, -1).mean(0)
+        inverse_std = (variance + eps).rsqrt()
+        factor = weight * inverse_std
         offset = bias - mean * factor
         out = torch.empty_like(x)
         torch.addcmul(offset.repeat(width), rows, factor.repeat(width), out=as_rows(out))
-        ctx.save_for_backward(x, factor, mean, inverse)
+        ctx.save_for_backward(x, factor, mean, inverse_std)
         ctx.mark_non_differentiable(mean, variance)
         return out, mean, variance
 
@@ -150,17 +152,17 @@ class NormalizeChannels(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, weight and bias."""
-        x, factor, mean, inverse = ctx.saved_tensors
+        x, factor, mean, inverse_std = ctx.saved_tensors
         grad = as_rows(grad_outputs[0].contiguous(memory_format=torch.channels_last))
         rows, width, count = as_rows(x), x.shape[3], x.numel() // x.shape[1]
-        statistics = mean.repeat(width), inverse.repeat(width)
-        # For each column, the sums of grad · x̂ and of grad, with x̂ = (x - mean) · inverse.
-        _, products, sums = torch.ops.aten.native_batch_norm_backward(
+        statistics = mean.repeat(width), inverse_std.repeat(width)
+        # For each column, the sums of grad · x̂ and of grad, with x̂ = (x - mean) · inverse_std.
+        _, grad_xhat_sums, grad_sums = torch.ops.aten.native_batch_norm_backward(
             grad, rows, None, None, None, *statistics, True, 0.0, [False, True, True]
         )
-        grad_weight, grad_bias = products.view(width, -1).sum(0), sums.view(width, -1).sum(0)
-        # grad_x = factor · (grad - mean of grad - x̂ · mean of grad · x̂), written as a line in x.
-        slope = factor * inverse * grad_weight / -count
+        grad_weight, grad_bias = (sums.view(width, -1).sum(0) for sums in (grad_xhat_sums, grad_sums))
+        # grad_x = factor · (grad - mean(grad) - x̂ · mean(grad · x̂)) = slope · x + offset + factor · grad
+        slope = factor * inverse_std * grad_weight / -count
         offset = factor * grad_bias / -count - mean * slope
         grad_x = torch.empty_like(x)
         torch.addcmul(offset.repeat(width), rows, slope.repeat(width), out=as_rows(grad_x))
