@@ -1,5 +1,6 @@
 """What several tests share: the real dataset, the flags of a short run, the command as a user calls it."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -16,7 +17,10 @@ ROOT = Path(__file__).parent.parent
 SHORT = "--device cpu --epochs 3 --limit-train-batches 2 --batch-size 32 --holdout 100".split()  # noqa: SIM905
 sys.path.insert(0, str(ROOT))  # ahead of the standard library, also where pytest itself imported its test
 
-from datasets import load_mnist  # noqa: E402
+import datasets  # noqa: E402
+
+# Reading the archives takes longer than most trainings in the tests.
+datasets.load_mnist = functools.cache(datasets.load_mnist)
 
 Set = tuple[torch.Tensor, torch.Tensor]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -24,12 +28,12 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def train_set() -> Set:
-    return load_mnist(train=True)
+    return datasets.load_mnist(True)
 
 
 @pytest.fixture(scope="session")
 def test_set() -> Set:
-    return load_mnist(train=False)
+    return datasets.load_mnist(False)
 
 
 @pytest.fixture(scope="session")
