@@ -14,8 +14,8 @@ enum { OPEN = 1, WRITE0 = 4, WRITE = 5, READ = 6, EXIT = 0x18 };
 extern unsigned stack_bottom[], stack_top[];
 
 static unsigned char images[BATCH][784];
-static net_logit logits[BATCH][10];
-static struct net_scratch scratch;
+static net_int8_logit logits[BATCH][10];
+static struct net_int8_scratch scratch;
 
 static unsigned semihost(unsigned operation, const void *argument)
 {
@@ -63,7 +63,7 @@ int main(void)
         for (i = 0; i < n; i++) {
             const unsigned start = SYSTICK[2];
 
-            predict(images[i], logits[i], &scratch);
+            net_int8_predict(images[i], logits[i], &scratch);
             ticks += (start - SYSTICK[2]) & 0xFFFFFF;
         }
         file(WRITE, out, (unsigned)logits, n * sizeof logits[0]);
