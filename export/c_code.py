@@ -58,7 +58,7 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
 
 
 def compile_header(content: bytes, prefix: str, classes: int, output: Path, *flags: str) -> None:
-    """Compile the header ``content``, whose names begin with ``prefix``, together with PROGRAM to ``output``."""
+    """Compile a header, whose names begin with ``prefix``, and PROGRAM to the file ``output``."""
     if shutil.which("cc") is None:
         raise UserError("no C compiler: install gcc or clang, with the command cc")
     program = PROGRAM.replace("net_", f"{prefix}_").replace("NET_", f"{prefix.upper()}_")
