@@ -57,7 +57,7 @@ def measure_times(predictors: Mapping[str, Predictor], images: Tensor) -> dict[s
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {name: [] for name in predictors}
-    for image in images.split(1):
+    for image in torch.split(images, 1):
         for name, predict in predictors.items():
             start = time.perf_counter()
             predict(image)

@@ -17,7 +17,7 @@ from export.network import Predictor, c_layers, render
 from model import Net
 from runtime.errors import UserError
 
-NATIVE = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+FAST = ("-O3", "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
 PROGRAM = """
 void predict_all(const unsigned char *images, long count, float *logits);
 void predict_all(const unsigned char *images, long count, float *logits)
@@ -75,7 +75,7 @@ def load(content: bytes, prefix: str, classes: int) -> Predictor:
     """Compile a header for this processor, as ``compile_header`` does, and return a function that runs it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded library
         library = Path(folder, "program.so")
-        compile_header(content, prefix, classes, library, "-O3", NATIVE, "-fPIC", "-shared")
+        compile_header(content, prefix, classes, library, *FAST, "-fPIC", "-shared")
         try:
             function = ctypes.CDLL(str(library)).predict_all
         except OSError as error:

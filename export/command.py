@@ -42,13 +42,16 @@ def compare(log_probs: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> 
 
 def create(name: str, trained: Trained, data_path: str) -> bytes:
     """Return the content of the file of the format ``name``."""
-    if name == "web":
-        if trained.dataset != MNIST:
-            raise UserError(f"the page is for MNIST, not for {trained.dataset.name}: name other formats")
-        return web.write(trained.model)
+    model, dataset = trained.model, trained.dataset
+    if name == "onnx":
+        return onnx_file.write(model, dataset)
+    if name == "c":
+        return c_code.write(model, dataset)
     if name == "c-int8":
-        return c_int8.write(trained.model, trained.dataset, data_path)
-    return (onnx_file if name == "onnx" else c_code).write(trained.model, trained.dataset)
+        return c_int8.write(model, dataset, data_path)
+    if dataset != MNIST:
+        raise UserError(f"the page is for MNIST's digits, not for {dataset.name}: name other formats")
+    return web.write(model)
 
 
 def load(name: str, content: bytes, classes: int) -> Predictor:
