@@ -23,7 +23,7 @@ from checkpoint import EpochMetrics, Progress, load_trained, save_best
 from config import ORIGINAL
 from datasets import load_mnist, load_train
 from export import c_code, c_int8, command, onnx_file
-from export.__main__ import parse_args
+from export.__main__ import FILES, parse_args
 from model import Net
 from runtime.errors import UsageError, UserError
 
@@ -59,7 +59,7 @@ def test_command_writes_each_file_and_says_how_good_it_is(
     assert run_command("--output-dir", str(tmp_path / "new")) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert {path.name for path in (tmp_path / "new").iterdir()} == set(command.FILES.values())
+    assert {path.name for path in (tmp_path / "new").iterdir()} == set(FILES.values())
     trained = load_trained(WEIGHTS)
     assert out.startswith(f"Weights: {trained}\n") and trained.metrics is not None
     accuracies = [float(text) for text in re.findall(r"accuracy ([\d.]+)%", out)]
@@ -89,7 +89,7 @@ def test_wrong_file_is_an_error_and_replaces_nothing(
         return content
 
     monkeypatch.setattr(module, "write", write_wrong)
-    older = tmp_path / command.FILES[name]
+    older = tmp_path / FILES[name]
     older.write_text("older")
     assert run_command(name, "--output-dir", str(tmp_path)) == 1
     assert [path.read_text() for path in tmp_path.iterdir()] == ["older"]

@@ -7,7 +7,7 @@ import pytest
 from exported import WEIGHTS, needs_cc, trained_net
 
 from benchmarks import export as benchmark
-from export import c_code, c_int8
+from export import c_code
 from runtime.errors import UserError
 
 needs_size = pytest.mark.skipif(shutil.which("size") is None, reason="needs size: apt-get install binutils")
@@ -31,7 +31,7 @@ def test_table_has_a_row_for_each_format(capsys: pytest.CaptureFixture[str]) -> 
 
 @needs_cc
 @needs_size
-def test_memory_is_that_of_weights_code_and_scratch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_that_of_weights_code_and_scratch() -> None:
     header = c_code.write(trained_net())
     flash, ram = benchmark.measure_memory(header, "net", 10)
     assert 4 * 9798 < flash < 4 * 9798 + 8192  # float32 weights, and some code
@@ -48,4 +48,4 @@ def test_other_columns_of_size_give_no_figure(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "size").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     with pytest.raises(UserError, match="columns text, data and bss"):
-        benchmark.measure_memory(c_int8.write(trained_net()), "net_int8", 10)
+        benchmark.measure_memory(c_code.write(trained_net()), "net", 10)
