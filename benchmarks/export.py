@@ -54,7 +54,6 @@ def measure_memory(header: bytes, prefix: str, classes: int) -> tuple[int, int]:
 @torch.inference_mode()
 def measure_times(predictors: Mapping[str, Predictor], images: Tensor) -> dict[str, float]:
     """Return the median milliseconds that each predictor takes for one of ``images``, uint8 (N, 28, 28)."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     seconds: dict[str, list[float]] = {name: [] for name in predictors}
     for image in torch.split(images, 1):
@@ -62,7 +61,6 @@ def measure_times(predictors: Mapping[str, Predictor], images: Tensor) -> dict[s
             start = time.perf_counter()
             predict(image)
             seconds[name].append(time.perf_counter() - start)
-    torch.set_num_threads(threads)
     return {name: 1000 * median(values) for name, values in seconds.items()}
 
 

@@ -73,15 +73,15 @@ def compile_header(content: bytes, prefix: str, classes: int, output: Path, *fla
 
 def load(content: bytes, prefix: str, classes: int) -> Predictor:
     """Compile a header for this processor, as ``compile_header`` does, and return a function that runs it."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded library
-        library = Path(folder, "program.so")
-        compile_header(content, prefix, classes, library, *FAST, "-fPIC", "-shared")
-        try:
+    try:
+        with tempfile.TemporaryDirectory(
+            ignore_cleanup_errors=True
+        ) as folder:  # Windows keeps loaded libraries
+            library = Path(folder, "program.so")
+            compile_header(content, prefix, classes, library, *FAST, "-fPIC", "-shared")
             function = ctypes.CDLL(str(library)).predict_all
-        except OSError as error:
-            raise UserError(
-                f"{error}; if programs can't run in {folder}, set TMPDIR to another folder"
-            ) from None
+    except OSError as error:  # the folder is full, or no program may run there
+        raise UserError(f"{error}; set TMPDIR to a folder where programs can run") from None
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p], None
 
     def predict(images: Tensor) -> Tensor:

@@ -63,13 +63,8 @@ def load(name: str, content: bytes, classes: int) -> Predictor:
     return c_code.load(content, Path(FILES[name]).stem, classes)
 
 
-def main(
-    formats: Sequence[str] = (),
-    weights: str | None = None,
-    output_dir: str | None = None,
-    data_path: str | None = None,
-) -> int:
-    """Write a file for each of ``formats``, by default all that fit the data set, which is in ``data_path``.
+def main(formats: Sequence[str], weights: str | None, output_dir: str | None, data_path: str | None) -> int:
+    """Write a file for each of ``formats``, by default all that fit the data set.
 
     A file that differs from PyTorch is not written. One that can't be run here is written, and its line says
     that it is not checked. Returns the exit status: 1 if a file could not be written.

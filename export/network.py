@@ -14,16 +14,9 @@ from runtime.errors import UserError
 Predictor = Callable[[Tensor], Tensor]  # uint8 (N, 28, 28) to log-probabilities, float32 (N, classes)
 
 # The layers of the C templates, without conv7: outputs, inputs, kernel size, and whether max pooling follows.
-C_LAYERS = {
-    "conv1": (10, 1, 3, False),
-    "conv2": (16, 10, 3, True),
-    "conv1x1_1": (10, 16, 1, False),
-    "conv3": (16, 10, 3, False),
-    "conv4": (16, 16, 3, True),
-    "conv1x1_2": (10, 16, 1, False),
-    "conv5": (16, 10, 3, False),
-    "conv6": (16, 16, 3, False),
-}
+C_LAYERS = {"conv1": (10, 1, 3, False), "conv2": (16, 10, 3, True), "conv1x1_1": (10, 16, 1, False)}
+C_LAYERS |= {"conv3": (16, 10, 3, False), "conv4": (16, 16, 3, True), "conv1x1_2": (10, 16, 1, False)}
+C_LAYERS |= {"conv5": (16, 10, 3, False), "conv6": (16, 16, 3, False)}
 
 
 @dataclass
@@ -70,12 +63,8 @@ def c_layers(model: Net) -> list[Layer]:
 def render(template: str, model: Net, dataset: Dataset = MNIST, **fields: str) -> bytes:
     """Replace each {{field}} in the file ``template`` of this folder, and encode it as UTF-8.
 
-    These fields are for all templates:
-
-    - {{parameters}}: the number of ``model``'s parameters
-    - {{mean}} and {{std}}: they normalise images of ``dataset``
-    - {{classes}} and {{last}}: the number of classes, and the last label
-    - {{names}}: lines of a C comment that number the classes, as Python's literals in ASCII
+    Besides ``fields``, all templates can have those below. {{names}} are lines of a C comment that number the
+    classes of ``dataset``, as Python's literals in ASCII.
     """
     names = [ascii(name).replace("*/", r"*\/").replace("/*", r"/\*") for name in dataset.classes]
     fields |= {

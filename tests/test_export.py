@@ -213,7 +213,7 @@ def test_onnx_without_onnx_is_an_error_and_the_other_formats_are_written(
 
 @pytest.mark.usefixtures("short_set")
 def test_default_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["web"], output_dir=str(tmp_path)) == 0
+    assert command.main(["web"], None, str(tmp_path), None) == 0
     assert re.match(r"Weights: \S*best\.pt \(epoch \d+: \d\d\.\d\d% on the ", capsys.readouterr().out)
 
 
@@ -264,7 +264,7 @@ def test_another_data_set_takes_its_own_classes_mean_and_deviation(
 
 def test_web_page_is_refused_for_another_data_set(things: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights, data_path = str(things / "best.pt"), str(things / "pictures")
-    assert command.main(["web"], weights, data_path=data_path) == 1
+    assert command.main(["web"], weights, None, data_path) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"export: error: {things / 'net.html'}: the page is for MNIST's digits")
     assert not (things / "net.html").exists()
