@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from exported import WEIGHTS, needs_cc, noise
+from exported import ROOT, WEIGHTS, needs_cc, noise
 from PIL import Image
 from torch import nn
 
@@ -25,8 +25,6 @@ from export import c_code, c_int8, command, onnx_file
 from export.__main__ import FILES, parse_args
 from model import Net
 from runtime.errors import UsageError, UserError
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
