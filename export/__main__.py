@@ -9,10 +9,10 @@ FILES = {"onnx": "net.onnx", "c": "net.h", "c-int8": "net_int8.h", "web": "net.h
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[list[str], str | None, str | None, str | None]:
-    """Read the command line: formats, file of the weights, output folder, and folder of the data set."""
+    """Read the command line: formats, weights file, output folder, and folder of the data set."""
     parser = Parser("python -m export", "Write a trained network to files that run without PyTorch.")
     files = "; ".join(f"{name}: {file}" for name, file in FILES.items())
-    help = f"{files} (default: all; for other data sets than MNIST all but web)"
+    help = f"{files} (default: all; web only for MNIST)"
     parser.add_argument("formats", nargs="*", metavar="FORMAT", help=help)
     parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
     parser.add_argument(

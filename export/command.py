@@ -1,13 +1,10 @@
-"""Write a trained network to files, and check each against PyTorch."""
+"""Write a trained network to files, and compare the predictions of each with PyTorch's."""
 
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
-import torch
 from torch import Tensor
 
 from checkpoint import Trained, load_trained
@@ -18,107 +15,82 @@ from export.network import Predictor
 from runtime.errors import UserError
 from runtime.files import replace_file
 
-ROUNDING = 1e-4  # in log-probabilities: ten times what another order of float32 sums was seen to change
-INT8_LOSS = 0.001  # of the test images, though at least one of them, that 8-bit weights may cost
-REPEATS = 300  # images timed
+ROUNDING = 1e-4  # tolerance for log-probabilities; summing float32 in another order changed them by 1e-5
+INT8_LOSS = 0.001  # share of the test images, at least one image, that 8-bit weights may cost
 
 
-@torch.inference_mode()
-def run(predictor: Predictor, images: Tensor) -> Tensor:
-    """Return the log-probabilities (N, classes) of images, uint8 (N, 28, 28), a thousand at a time."""
-    return torch.cat([predictor(batch) for batch in torch.split(images, 1000)])
+def compare(log_probs: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> str:
+    """Describe how ``log_probs`` differ from PyTorch's, ``expected``, both (N, classes).
 
-
-def compare(found: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> str:
-    """Describe how log-probabilities ``found`` differ from PyTorch's, ``expected``, both (N, classes).
-
-    Raises ``UserError`` when a prediction differs, or a number by more than ROUNDING; with ``int8``,
-    when more right predictions are lost than INT8_LOSS allows.
+    They are refused if a prediction differs, or a log-probability by more than ROUNDING. With ``int8``, they
+    are refused if the accuracy falls by more than INT8_LOSS.
     """
-    same = int((found.argmax(dim=1) == expected.argmax(dim=1)).sum())
-    correct, expected_correct = (int((each.argmax(dim=1) == labels).sum()) for each in (found, expected))
-    difference = (found - expected).abs().max().item()
-    count = len(labels)
-    text = (
+    predictions, expected_predictions = log_probs.argmax(dim=1), expected.argmax(dim=1)
+    correct, expected_correct = (int((each == labels).sum()) for each in (predictions, expected_predictions))
+    same, count = int((predictions == expected_predictions).sum()), len(labels)
+    difference = (log_probs - expected).abs().max().item()
+    description = (
         f"accuracy {correct / count:.2%}, PyTorch's {expected_correct / count:.2%}; {same:,} of {count:,} "
-        f"predictions as PyTorch's, log-probabilities within {difference:.1e}"
+        f"predictions equal PyTorch's; log-probabilities differ by up to {difference:.1e}"
     )
-    exact = same == count and difference <= ROUNDING  # NaN isn't
+    equal = same == count and difference <= ROUNDING  # false for NaN
     accurate = expected_correct - correct <= max(1, INT8_LOSS * count) and math.isfinite(difference)
-    if not (accurate if int8 else exact):
-        raise UserError(f"not written, for it does not agree with PyTorch: {text}")
-    return text
+    if not (accurate if int8 else equal):
+        raise UserError(f"not written, as it differs from PyTorch: {description}")
+    return description
 
 
-@torch.inference_mode()
-def race(predictors: dict[str, Predictor], images: Tensor) -> str:
-    """Let ``predictors`` take turns, an image at a time on one thread, and describe their median times."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    seconds: dict[str, list[float]] = {name: [] for name in predictors}
-    for image in torch.split(images[:REPEATS], 1):
-        for name, predictor in predictors.items():
-            start = time.perf_counter()
-            predictor(image)
-            seconds[name].append(time.perf_counter() - start)
-    torch.set_num_threads(threads)
-    times = ", ".join(f"{name} {1000 * median(values):.3f} ms" for name, values in seconds.items())
-    return f"One image, median of {len(images[:REPEATS])} in turn on one thread: {times}"
-
-
-def make(name: str, trained: Trained, data_path: str) -> tuple[bytes, str, Predictor | None]:
-    """Make the file of the format ``name``: return its content, its size in words, and what runs it here.
-
-    Raises ``UserError`` when it can't be made, or not be run where it could be.
-    """
+def create(name: str, trained: Trained, data_path: str) -> bytes:
+    """Return the content of the file of the format ``name``."""
     model, dataset = trained.model, trained.dataset
-    if name == "web":
-        if dataset != MNIST:
-            raise UserError(f"the page is for MNIST's digits, not for {dataset.name}: name other formats")
-        content = web.write(model)
-        return content, f"{len(content):,} bytes", None
     if name == "onnx":
-        content = onnx_file.write(model, dataset)
-        return content, f"{len(content):,} bytes", onnx_file.load(content)
-    int8, classes = name == "c-int8", len(dataset.classes)
-    content = c_int8.write(model, dataset, data_path) if int8 else c_code.write(model, dataset)
-    return content, c_code.measure(content, classes), c_code.load(content, classes)
+        return onnx_file.write(model, dataset)
+    if name == "c":
+        return c_code.write(model, dataset)
+    if name == "c-int8":
+        return c_int8.write(model, dataset, data_path)
+    if dataset != MNIST:
+        raise UserError(f"the page is for MNIST's digits, not for {dataset.name}: name other formats")
+    return web.write(model)
 
 
-def main(
-    formats: Sequence[str] = (),
-    weights: str | None = None,
-    output_dir: str | None = None,
-    data_path: str | None = None,
-) -> int:
-    """Write a file for each of ``formats``, by default all that there are for the data set.
+def load(name: str, content: bytes, classes: int) -> Predictor:
+    """Return a function that runs ``content`` of the format ``name``. A ``UserError`` says why it can't."""
+    if name == "web":
+        raise UserError("it runs in a browser")
+    if name == "onnx":
+        return onnx_file.load(content)
+    return c_code.load(content, Path(FILES[name]).stem, classes)
 
-    ``data_path`` is where the data set lies, if it isn't MNIST. Returns the exit status, after a line on
-    stderr a failure. Raises ``UserError`` and ``OSError`` where no format can be written.
+
+def main(formats: Sequence[str], weights: str | None, output_dir: str | None, data_path: str | None) -> int:
+    """Write a file for each of ``formats``, by default all that fit the data set.
+
+    A file that differs from PyTorch is not written. One that can't be run here is written, and its line says
+    that it is not checked. Returns the exit status: 1 if a file could not be written.
     """
-    trained = load_trained(weights)
+    trained, status = load_trained(weights), 0
     print(f"Weights: {trained}")
-    dataset, failures = trained.dataset, 0
     data_path = data_path or trained.data_path
-    images, labels = load_test(dataset, data_path)
-    formats = formats or [name for name in FILES if name != "web" or dataset == MNIST]
+    images, labels = load_test(trained.dataset, data_path)
+    expected = trained.log_probs(images)
     folder = Path(output_dir) if output_dir else trained.path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    predictors: dict[str, Predictor] = {"PyTorch": trained.log_probs}
-    expected = trained.log_probs(images)
+    formats = formats or [name for name in FILES if name != "web" or trained.dataset == MNIST]
     for name in dict.fromkeys(formats):
         path = folder / FILES[name]
         try:
-            content, text, predictor = make(name, trained, data_path)
-            if predictor:
-                text += f"\n    {compare(run(predictor, images), expected, labels, name == 'c-int8')}"
-                predictors[path.name] = predictor
+            content = create(name, trained, data_path)
+            try:
+                predict = load(name, content, len(trained.dataset.classes))
+            except UserError as reason:
+                check = f"not checked: {reason}"
+            else:
+                check = compare(predict(images), expected, labels, int8=name == "c-int8")
             replace_file(path, content)
         except UserError as error:
             print(f"export: error: {path}: {error}", file=sys.stderr)
-            failures += 1
+            status = 1
         else:
-            print(f"{path}:\n    {text}", flush=True)
-    if len(predictors) > 1:
-        print(race(predictors, images), flush=True)
-    return 1 if failures else 0
+            print(f"{path}: {len(content):,} bytes\n    {check}", flush=True)
+    return status

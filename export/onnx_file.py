@@ -1,4 +1,4 @@
-"""The ONNX file, put together node by node: that takes no tracing, and no package but onnx."""
+"""The ONNX file, built node by node. This needs no tracing, and no package but onnx."""
 
 from typing import Any
 
@@ -9,30 +9,30 @@ from datasets import MNIST, Dataset
 from export.network import Predictor, layers
 from model import Net
 from runtime.errors import UserError
+from utils import EVALUATION_BATCH
 
-MISSING = "ONNX needs packages: pip install onnx onnxruntime"
-OPSET, IR_VERSION = 17, 8  # of 2022: what onnxruntime reads from 1.12 on, and other runtimes alike
+OPSET, IR_VERSION = 17, 8  # of 2022; onnxruntime reads them since 1.12
 
 
 def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     """Return ``model`` of ``dataset`` in evaluation mode as one self-contained ONNX file.
 
-    Its input "images" is uint8 (N, 28, 28), from 0, MNIST's background, to 255, its ink, for any N;
-    its output "log_probs" is float32 (N, classes). Raises ``UserError`` when onnx isn't installed.
+    - Input "images": uint8 (N, 28, 28) for any N, in 0 for black to 255 for white. MNIST is white on black.
+    - Output "log_probs": float32 (N, classes).
     """
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
-    except ImportError:
-        raise UserError(MISSING) from None
+    except ImportError as error:
+        raise UserError(f"it needs the package onnx ({error}): pip install onnx onnxruntime") from None
     nodes: list[onnx.NodeProto] = []
     constants: list[TensorProto] = []
 
-    def add(kind: str, *numbers: Tensor, **attributes: Any) -> None:
-        """Append a node that takes the output of the one before, and ``numbers``."""
+    def add(kind: str, *parameters: Tensor, **attributes: Any) -> None:
+        """Append a node whose inputs are the output of the node before and ``parameters``."""
         inputs = [nodes[-1].output[0] if nodes else "images"]
-        for tensor in numbers:
-            inputs.append(f"number{len(constants)}")
+        for tensor in parameters:
+            inputs.append(f"constant{len(constants)}")
             array = tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
             constants.append(numpy_helper.from_array(array, inputs[-1]))
         nodes.append(helper.make_node(kind, inputs, [f"step{len(nodes)}"], **attributes))
@@ -46,8 +46,8 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
         if layer.relu:
             add("Relu")
         if layer.norm:
-            mean_and_variance = torch.zeros_like(layer.bias), torch.ones_like(layer.bias)
-            add("BatchNormalization", *layer.norm, *mean_and_variance, epsilon=0.0)
+            mean, variance = torch.zeros_like(layer.bias), torch.ones_like(layer.bias)
+            add("BatchNormalization", *layer.norm, mean, variance, epsilon=0.0)
         if layer.pool:
             add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
     add("GlobalAveragePool")
@@ -66,15 +66,17 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
 
 
 def load(content: bytes) -> Predictor:
-    """Return what runs the ONNX file ``content``, by onnxruntime on one thread of the CPU.
-
-    Raises ``UserError`` when onnxruntime isn't installed.
-    """
+    """Return a function that runs the ONNX file ``content`` by onnxruntime, on one CPU thread."""
     try:
         import onnxruntime
-    except ImportError:
-        raise UserError(MISSING) from None
+    except ImportError as error:
+        raise UserError(f"it needs the package onnxruntime ({error}): pip install onnxruntime") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+    def predict(images: Tensor) -> Tensor:
+        batches = [batch.numpy() for batch in torch.split(images, EVALUATION_BATCH)]
+        return torch.cat([torch.from_numpy(session.run(None, {"images": batch})[0]) for batch in batches])
+
+    return predict

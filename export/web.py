@@ -1,4 +1,4 @@
-"""The web page: page.html, filled with page.js and a network's numbers."""
+"""The web page: page.html, filled with page.js and the network's numbers."""
 
 import base64
 import json
@@ -6,23 +6,24 @@ from pathlib import Path
 
 import torch
 
-from export.network import fill, layers
+from export.network import layers, render
 from model import Net
 
 
 def write(model: Net) -> bytes:
-    """Return the page as one HTML file that holds ``model``, in UTF-8.
+    """Return the page, one HTML file in UTF-8 that contains ``model``.
 
-    The page gets a description of each layer, and the numbers of them all as float32, little-endian: of each
-    layer the weights, the biases and those of batch norm.
+    The page gets a description of each layer, and all numbers as one float32 array, little-endian: for each
+    layer its weights, biases, and the factors and summands of batch norm.
     """
-    found = layers(model)
+    layer_list = layers(model)
     shapes = [
-        {"shape": [*each.weight.shape[:3]], "relu": each.relu, "norm": bool(each.norm), "pool": each.pool}
-        for each in found
+        {"shape": [*layer.weight.shape[:3]], "relu": layer.relu, "norm": bool(layer.norm), "pool": layer.pool}
+        for layer in layer_list
     ]
-    numbers = torch.cat([t.float().flatten() for each in found for t in (each.weight, each.bias, *each.norm)])
-    return fill(
+    tensors = [tensor for layer in layer_list for tensor in (layer.weight, layer.bias, *layer.norm)]
+    numbers = torch.cat([tensor.float().flatten() for tensor in tensors])
+    return render(
         "page.html",
         model,
         script=Path(__file__).with_name("page.js").read_text(encoding="utf-8"),

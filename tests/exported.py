@@ -1,4 +1,4 @@
-"""What the tests of the exported files share: networks, PyTorch's results, and a C program of their own."""
+"""Shared by the tests of the exported files: networks, PyTorch's results, and a C program."""
 
 import shutil
 import subprocess
@@ -19,10 +19,10 @@ needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C comp
 Numbers = np.ndarray[Any, Any]
 
 CC = "cc -std=c99 -pedantic -Wall -Wextra -Werror -Wconversion -Wshadow -Wundef -Wcast-qual".split()  # noqa: SIM905
-# Images come in on stdin; the prediction and the logits of each go out on stdout.
+# It reads images from stdin, and writes the prediction and the logits of each to stdout.
 PROGRAM = """
 #include <stdio.h>
-#include "net.h"
+#include "header.h"
 
 int main(void)
 {
@@ -31,7 +31,7 @@ int main(void)
     net_logit line[11];
 
     while (fread(image, 1, 784, stdin) == 784) {
-        line[0] = (net_logit)predict(image, line + 1, &scratch);
+        line[0] = (net_logit)net_predict(image, line + 1, &scratch);
         if (fwrite(line, sizeof *line, 11, stdout) != 11)
             return 1;
     }
@@ -45,7 +45,7 @@ def trained_net() -> Net:
 
 
 def wild_net() -> Net:
-    """A network with what training rarely makes: negative and zero factors, a channel without weights."""
+    """Return a network with negative and zero factors of batch norm, and channels without weights."""
     torch.manual_seed(3)
     model = Net().eval()
     for module in model.modules():
@@ -63,7 +63,7 @@ def wild_net() -> Net:
 
 
 def noise(count: int) -> Tensor:
-    """Return images, uint8 (count, 28, 28), of any bytes; the first two are all 0 and all 255."""
+    """Return images, uint8 (count, 28, 28), of random bytes; the first two are all 0 and all 255."""
     images = torch.randint(0, 256, (count, 28, 28), generator=torch.Generator().manual_seed(1))
     images[:2] = torch.tensor([0, 255]).view(2, 1, 1)
     return images.to(torch.uint8)
@@ -77,13 +77,17 @@ def reference(model: Net, images: Tensor) -> Numbers:
     return torch.cat(parts).double().numpy()
 
 
-def run_c(content: bytes, images: Tensor, folder: Path, *flags: str, dtype: Any = np.float32) -> Numbers:
-    """Return the logits (N, 10) that the header ``content`` gives; its predictions must be their maxima."""
-    (folder / "net.h").write_bytes(content)
-    (folder / "main.c").write_text(PROGRAM)
+def run_c(header: bytes, images: Tensor, folder: Path, *flags: str, prefix: str = "net") -> Numbers:
+    """Return the logits, float64 (N, 10), of a header whose names begin with ``prefix``.
+
+    Its predictions must be the largest logits.
+    """
+    (folder / "header.h").write_bytes(header)
+    (folder / "main.c").write_text(PROGRAM.replace("net_", f"{prefix}_"))
     subprocess.run([*CC, *(flags or ["-O2"]), "main.c", "-o", "main"], cwd=folder, check=True)
     done = subprocess.run([folder / "main"], input=images.numpy().tobytes(), capture_output=True, check=True)
     assert done.stderr == b""
+    dtype = np.float32 if prefix == "net" else np.int32
     lines = np.frombuffer(done.stdout, dtype=dtype).reshape(len(images), 11)
     np.testing.assert_array_equal(lines[:, 0], lines[:, 1:].argmax(1))
     return lines[:, 1:].astype(np.float64)

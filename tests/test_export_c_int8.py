@@ -1,4 +1,4 @@
-"""net_int8.h: the same as a second implementation, on this machine and on emulated microcontrollers."""
+"""net_int8.h against a second implementation, on this machine and on emulated microcontrollers."""
 
 import re
 import shutil
@@ -46,14 +46,15 @@ def header() -> bytes:
 
 @pytest.fixture
 def calibration(monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """Few images, where the accuracy isn't asked for, for ``write`` too."""
+    """Few training images, for tests that don't ask for accuracy; ``write`` gets them too."""
     images = load_mnist(train=True)[0][:100]
     monkeypatch.setattr(c_int8, "load", lambda name, data_path, train: ((images, None), None))
+    monkeypatch.setattr(c_code, "FAST", ("-O1",))  # compiles faster
     return images
 
 
 def simulate(layers: list[c_int8.Quantized], images: Tensor) -> Numbers:
-    """Compute the logits by whole maps, in float64, which is exact for these integers."""
+    """Compute the logits from whole maps, in float64, which is exact for these integers."""
     x = images[:, None].double()
     for layer in layers[:-1]:
         if layer.weight.shape[-1] == 3:
@@ -61,9 +62,9 @@ def simulate(layers: list[c_int8.Quantized], images: Tensor) -> Numbers:
             x = F.pad(x - zeros, (1, 1, 1, 1)) + zeros
         else:
             x = F.max_pool2d(x, 2)
-        sums = F.relu(F.conv2d(x, layer.weight, layer.bias)).div(2**layer.before).floor()
+        sums = F.relu(F.conv2d(x, layer.weight, layer.bias)).div(2**layer.sum_shift).floor()
         products = sums * layer.factor.view(-1, 1, 1) + layer.offset.view(-1, 1, 1)
-        x = (products / 2**layer.after).floor().clamp(0, 255)
+        x = (products / 2**layer.output_shift).floor().clamp(0, 255)
     last = layers[-1]
     return (x.sum(dim=(2, 3)) @ last.weight.flatten(1).T + last.bias).numpy()
 
@@ -73,18 +74,18 @@ def simulate(layers: list[c_int8.Quantized], images: Tensor) -> Numbers:
 def test_is_the_quantized_network(make: type[Net], calibration: Tensor, tmp_path: Path) -> None:
     model, images = make(), torch.cat([load_mnist(train=False)[0][:60], noise(20)])
     layers, _, bound = c_int8.quantize(model, calibration)
-    found = run_c(c_int8.write(model), images, tmp_path, dtype=np.int32)
-    np.testing.assert_array_equal(found, simulate(layers, images))
-    assert np.abs(found).max() <= bound < 2**31
+    logits = run_c(c_int8.write(model), images, tmp_path, prefix="net_int8")
+    np.testing.assert_array_equal(logits, simulate(layers, images))
+    assert np.abs(logits).max() <= bound < 2**31
 
 
 def test_keeps_negative_factors_and_the_order_of_the_layers(calibration: Tensor) -> None:
     model, images = wild_net(), calibration
     layers, one, _ = c_int8.quantize(model, calibration)
-    expected, found = reference(model, images), log_softmax(simulate(layers, images) / one)
+    expected, log_probs = reference(model, images), log_softmax(simulate(layers, images) / one)
     assert any((layer.factor < 0).any() for layer in layers)
-    # 8 bits leave some noise; a layer out of order, or zeros before batch norm, leaves nothing alike.
-    assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.99
+    # 8 bits add some noise. With a layer out of order, or padding before batch norm, there is no correlation.
+    assert np.corrcoef(expected.ravel(), log_probs.ravel())[0, 1] > 0.99
 
 
 @needs_cc
@@ -99,11 +100,12 @@ def test_another_data_set_has_its_own_mean_deviation_and_classes(
     dataset = replace(MNIST, name="folder", classes=tuple(map(str, range(26))), mean=0.3, std=0.2)
     layers, one, _ = c_int8.quantize(model, calibration, dataset)
     assert layers[0].zero.tolist() == [76]  # the mean, as a pixel
-    found = c_code.load(c_int8.write(model, dataset, "pictures"), 26)(calibration).numpy()
-    np.testing.assert_allclose(found, log_softmax(simulate(layers, calibration) / one), rtol=0, atol=1e-4)
+    header = c_int8.write(model, dataset, "pictures")
+    log_probs = c_code.load(header, "net_int8", 26)(calibration).numpy()
+    np.testing.assert_allclose(log_probs, log_softmax(simulate(layers, calibration) / one), rtol=0, atol=1e-4)
     with torch.inference_mode():
         expected = model((calibration[:, None].float() / 255 - 0.3) / 0.2).numpy()
-    assert np.corrcoef(expected.ravel(), found.ravel())[0, 1] > 0.995
+    assert np.corrcoef(expected.ravel(), log_probs.ravel())[0, 1] > 0.995
 
 
 def test_weights_that_32_bits_cannot_hold_are_refused(calibration: Tensor) -> None:
@@ -119,7 +121,7 @@ def test_weights_that_32_bits_cannot_hold_are_refused(calibration: Tensor) -> No
 def test_any_bytes_are_an_image(make: type[Net], tmp_path: Path) -> None:
     flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     images = torch.cat([load_mnist(train=False)[0][:200], noise(800)])  # with blank areas, and without
-    assert len(run_c(c_int8.write(make()), images, tmp_path, *flags, dtype=np.int32)) == 1000
+    assert len(run_c(c_int8.write(make()), images, tmp_path, *flags, prefix="net_int8")) == 1000
 
 
 @needs_arm
@@ -128,8 +130,8 @@ def test_is_small_and_needs_no_float_no_library_and_no_memory_of_its_own(
 ) -> None:
     assert not re.search(r"\b(float|double)\b|#\s*include", header.decode().replace("floating point", ""))
     (tmp_path / "net.h").write_bytes(header)
-    call = "int f(const unsigned char *image, int *logits, struct net_scratch *scratch)"
-    text = f'#include "net.h"\n{call};\n{call} {{ return predict(image, logits, scratch); }}\n'
+    call = "int f(const unsigned char *image, int *logits, struct net_int8_scratch *scratch)"
+    text = f'#include "net.h"\n{call};\n{call} {{ return net_int8_predict(image, logits, scratch); }}\n'
     (tmp_path / "one.c").write_text(text)
     compiler = [f"{ARM}gcc", *CC[1:], "-mcpu=cortex-m0", "-mthumb", "-O2", "-c", "one.c"]
     subprocess.run(compiler, cwd=tmp_path, check=True)
@@ -154,7 +156,7 @@ def test_microcontrollers_compute_the_same(
     cpu: str, machine: str, clock: int, header: bytes, tmp_path: Path
 ) -> None:
     images = torch.cat([load_mnist(train=False)[0][:80], noise(20)])
-    expected = run_c(header, images, tmp_path, dtype=np.int32)
+    expected = run_c(header, images, tmp_path, prefix="net_int8")
     shutil.copytree(ROOT / "examples" / "microcontroller", tmp_path, dirs_exist_ok=True)
     (tmp_path / "net_int8.h").write_bytes(header)
     (tmp_path / "images.bin").write_bytes(images.numpy().tobytes())
@@ -165,8 +167,8 @@ def test_microcontrollers_compute_the_same(
     done = subprocess.run(
         emulator.split(), cwd=tmp_path, capture_output=True, text=True, timeout=1800, check=True
     )
-    found = np.fromfile(tmp_path / "logits.bin", dtype="<i4").reshape(-1, 10)
-    np.testing.assert_array_equal(found, expected)
+    logits = np.fromfile(tmp_path / "logits.bin", dtype="<i4").reshape(-1, 10)
+    np.testing.assert_array_equal(logits, expected)
     printed = re.search(
         r"^100 images, each in \d+ microseconds; stack (\d+) bytes, scratch (\d+) bytes",
         done.stderr + done.stdout,

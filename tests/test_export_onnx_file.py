@@ -1,4 +1,4 @@
-"""net.onnx against PyTorch, by a session of its own."""
+"""net.onnx against PyTorch, in an onnxruntime session of its own."""
 
 import numpy as np
 import pytest
@@ -25,16 +25,16 @@ def run_onnx(content: bytes, images: Tensor) -> Numbers:
 @pytest.mark.parametrize("count", [1, 70])
 def test_predicts_as_pytorch_for_any_number_of_images(count: int) -> None:
     model, images = trained_net(), load_mnist(train=False)[0][:count]
-    found, expected = run_onnx(onnx_file.write(model), images), reference(model, images)
-    np.testing.assert_array_equal(found.argmax(1), expected.argmax(1))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    log_probs, expected = run_onnx(onnx_file.write(model), images), reference(model, images)
+    np.testing.assert_array_equal(log_probs.argmax(1), expected.argmax(1))
+    np.testing.assert_allclose(log_probs, expected, rtol=0, atol=1e-4)
 
 
 def test_computes_any_network() -> None:
     model, images = wild_net(), torch.cat([load_mnist(train=False)[0][:50], noise(50)])
     expected = reference(model, images)
-    found = run_onnx(onnx_file.write(model), images)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    log_probs = run_onnx(onnx_file.write(model), images)
+    np.testing.assert_allclose(log_probs, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_is_one_file_of_standard_operators() -> None:

@@ -1,21 +1,21 @@
-/* Reads images.bin, 784 bytes an image, and writes logits.bin, ten 32-bit integers an image, through semihosting, which
- * QEMU and debuggers offer; then prints how long an image took and how much stack. On a board without a debugger, take
- * the call of predict. */
+/* Reads images.bin, 784 bytes an image, and writes logits.bin, ten 32-bit integers an image. Then it prints the time for
+ * an image and the stack that was used. Files and output go through semihosting, which QEMU and debuggers have. On a
+ * board without a debugger, keep only the call of net_int8_predict. */
 #include "net_int8.h"
 
 #ifndef CLOCK
-#define CLOCK 16 /* MHz: the micro:bit's */
+#define CLOCK 16 /* in MHz, of the micro:bit */
 #endif
 #define BATCH 8
-#define SYSTICK ((volatile unsigned *)0xE000E010) /* control, value to start from, value; it counts down */
+#define SYSTICK ((volatile unsigned *)0xE000E010) /* control, start value, value; it counts down */
 
 enum { OPEN = 1, WRITE0 = 4, WRITE = 5, READ = 6, EXIT = 0x18 };
 
 extern unsigned stack_bottom[], stack_top[];
 
 static unsigned char images[BATCH][784];
-static net_logit logits[BATCH][10];
-static struct net_scratch scratch;
+static net_int8_logit logits[BATCH][10];
+static struct net_int8_scratch scratch;
 
 static unsigned semihost(unsigned operation, const void *argument)
 {
@@ -26,11 +26,11 @@ static unsigned semihost(unsigned operation, const void *argument)
     return r0;
 }
 
-/* OPEN takes a name, a mode and the name's length, and returns a handle; READ and WRITE take a handle, a place and a
- * length, and return how many bytes they left. */
-static unsigned file(unsigned operation, const void *name_or_handle, unsigned mode_or_place, unsigned length)
+/* OPEN takes a name, a mode and the name's length, and returns a handle. READ and WRITE take a handle, an address and a
+ * length, and return the number of bytes that were not read or written. */
+static unsigned file(unsigned operation, const void *name_or_handle, unsigned mode_or_address, unsigned length)
 {
-    const void *const arguments[] = {name_or_handle, (const void *)mode_or_place, (const void *)length};
+    const void *const arguments[] = {name_or_handle, (const void *)mode_or_address, (const void *)length};
 
     return semihost(operation, arguments);
 }
@@ -54,16 +54,16 @@ int main(void)
     unsigned *unused = stack_bottom, count = 0, ticks = 0, i, n;
 
     if (in == (const void *)-1 || out == (const void *)-1) {
-        semihost(WRITE0, "images.bin can't be read, or logits.bin not written\n");
-        semihost(EXIT, (const void *)0x20023); /* an error */
+        semihost(WRITE0, "images.bin can't be read, or logits.bin can't be written\n");
+        semihost(EXIT, (const void *)0x20023); /* exit with an error */
     }
     SYSTICK[1] = 0xFFFFFF;
-    SYSTICK[0] = 5; /* on, by the processor's clock */
+    SYSTICK[0] = 5; /* start it, with the processor's clock */
     while ((n = BATCH - file(READ, in, (unsigned)images, sizeof images) / 784) > 0) {
         for (i = 0; i < n; i++) {
             const unsigned start = SYSTICK[2];
 
-            predict(images[i], logits[i], &scratch);
+            net_int8_predict(images[i], logits[i], &scratch);
             ticks += (start - SYSTICK[2]) & 0xFFFFFF;
         }
         file(WRITE, out, (unsigned)logits, n * sizeof logits[0]);
@@ -75,6 +75,6 @@ int main(void)
     print(count ? ticks / count / CLOCK : 0, " microseconds; stack ");
     print((unsigned)((char *)stack_top - (char *)unused), " bytes, scratch ");
     print(sizeof scratch, " bytes, image 784 bytes\n");
-    semihost(EXIT, (const void *)0x20026); /* the program ended as it should */
+    semihost(EXIT, (const void *)0x20026); /* exit without an error */
     return 0;
 }

@@ -1,4 +1,4 @@
-/* What a Cortex-M runs first: the vector table, and the reset handler that it names. */
+/* The vector table of a Cortex-M, and the reset handler, which runs first. */
 extern unsigned bss_start[], stack_bottom[], stack_top[];
 int main(void);
 
@@ -8,8 +8,8 @@ void reset(void)
 
     while (p < stack_bottom)
         *p++ = 0;
-    while (p < (unsigned *)__builtin_frame_address(0) - 8) /* clear of this function's own */
-        *p++ = 0xA5A5A5A5; /* where it is found later, the stack never was */
+    while (p < (unsigned *)__builtin_frame_address(0) - 8) /* not this function's own stack */
+        *p++ = 0xA5A5A5A5; /* the stack never reached the words that keep this value */
     main();
     for (;;)
         ;
