@@ -108,7 +108,7 @@ def open_run(config: Config, options: Options) -> Iterator[Run]:
         data_path = choose_data_path(options, config.dataset, options.data_path)
         loaders = get_loaders(config, device, data_path)
         dataset = loaders[0].dataset
-        if dataset.target_accuracy is None and "early_stopping" not in options.given:
+        if dataset.target_accuracy is None and not options.given & {"early_stopping", "target_accuracy"}:
             config = replace(config, early_stopping=False)
         progress = Progress(config, str(device), data_path, dataset, versions())
         if options.dry_run:

@@ -135,6 +135,8 @@ def check_resumed(stored: Config, config: Config, given: Set[str]) -> None:
         old, new = getattr(stored, name), getattr(config, name)
         if old != new:
             raise UsageError(f"argument {flag(name)}: the run has {old}, not {new}; leave it out")
+    if "target_accuracy" in given and not stored.early_stopping:
+        raise UsageError("argument --target-accuracy: the run has no early stopping; leave it out")
 
 
 ORIGINAL = Config()
@@ -248,8 +250,6 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     add_flags(parser.add_argument_group("the run"), Options())
     add_flags(parser.add_argument_group(f"settings (defaults: --recipe {recipe.recipe})"), recipe)
     given = vars(parser.parse_args(argv))
-    if "target_accuracy" in given and not given.setdefault("early_stopping", True):
-        parser.error("argument --target-accuracy: not allowed with argument --no-early-stopping")
     exclusive = [("output_dir", "dry_run"), ("output_dir", "resume"), ("resume", "dry_run")]
     exclusive += [("base_momentum", "momentum"), ("max_momentum", "momentum")]
     allowed = {"test_only", "weights", "dataset", "data_path", "device"}
@@ -257,6 +257,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     for name, other in exclusive:
         if name in given and other in given:
             parser.error(f"argument {flag(name)}: not allowed with argument {flag(other)}")
+    if "target_accuracy" in given and given.get("early_stopping") is False:
+        parser.error("argument --target-accuracy: not allowed with argument --no-early-stopping")
     if "muon_lr" in given and given.get("opt", recipe.opt) != "muon":
         parser.error("argument --muon-lr: only allowed with argument --opt muon")
     if "weights" in given and "test_only" not in given:
@@ -266,8 +268,9 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     if given.get("dataset") == "folder" and "data_path" not in given and "resume" not in given:
         parser.error("argument --dataset: folder needs --data-path, the folder of the pictures")
     options = {entry.name: given.pop(entry.name) for entry in fields(Options) if entry.name in given}
-    short = {"epochs": 1, "limit_train_batches": 3} if "dry_run" in options else {}
-    return replace(recipe, **short | given), Options(**options, given=frozenset(options | given))
+    implied = {"epochs": 1, "limit_train_batches": 3} if "dry_run" in options else {}
+    implied |= {"early_stopping": True} if "target_accuracy" in given else {}
+    return replace(recipe, **implied | given), Options(**options, given=frozenset(options | given))
 
 
 def choose_data_path(options: Options, dataset: str, default: str) -> str:

@@ -33,6 +33,7 @@ REFUSED = [  # flags; what the message says of them
     (["--resume", "runs/x", "--output-dir", "runs/y"], "argument --output-dir: not allowed with"),
     (["--test-only", "--resume", "runs/x"], "argument --resume: not allowed with argument --test-only"),
     (["--test-only", "--epochs", "3"], "argument --epochs: not allowed with argument --test-only"),
+    (["--test-only", "--target-accuracy", "99"], "argument --target-accuracy: not allowed with argument"),
     (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
     (["extra"], "unrecognized arguments: extra"),
 ]

@@ -179,7 +179,7 @@ def test_what_contradicts_a_run_that_is_resumed_is_named(fake: list[float], tmp_
         name = re.escape(flags[0].replace("no-", ""))
         with pytest.raises(UsageError, match=f"argument {name}: the run has .*, not .*; leave it out"):
             call("--resume", str(folder), *flags)
-    call("--resume", str(folder), "--seed", "1", "--device", "cpu")
+    call("--resume", str(folder), "--seed", "1", "--device", "cpu", "--target-accuracy", "99.4")
     with locked(folder), pytest.raises(UserError, match="in use by another process"):
         call("--resume", str(folder))
 
