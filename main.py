@@ -4,7 +4,8 @@ from config import Config, Options, choose_data_path, parse_args, select_device
 from runtime.errors import DivergedError, UsageError, run_command
 
 if __name__ == "__main__":
-    # Read the arguments first, as the imports below take seconds; then import this file, and call main().
+    # Reads the arguments before the slow imports below. Then it imports this file as a module, calls main(), and
+    # exits.
     run_command("main.py", parse_args, "main")
 
 import contextlib
@@ -73,7 +74,7 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     loss, accuracy = test(state.eval_model, device, eval_loader, name=name)
     if not math.isfinite(loss):
         raise DivergedError(f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr")
-    if config.schedule_interval == "epoch":  # the schedule counts batches: move it by those of the epoch
+    if config.schedule_interval == "epoch":  # the schedule counts batches: move it by one epoch's
         advance(state.scheduler, min(len(train_loader), config.limit_train_batches or len(train_loader)))
     seconds = round(time.perf_counter() - start, 2)
     return EpochMetrics(epoch, lr, train_loss, train_accuracy, split, loss, accuracy, seconds)

@@ -14,7 +14,7 @@ class Net(nn.Module):
 
     def __init__(self, dropout: float = 0.05, num_classes: int = 10) -> None:
         super().__init__()
-        #                                                    output    receptive field, a square of
+        #                                                    output    receptive field: side in pixels
         self.conv1 = nn.Conv2d(1, 10, 3, padding=1)  #       10×28×28   3
         self.bn1 = nn.BatchNorm2d(10)
         self.dropout1 = nn.Dropout(dropout)

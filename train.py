@@ -17,7 +17,7 @@ from muon import MOMENTUM, Muon
 from runtime.errors import DivergedError
 from utils import Loader
 
-BAR_INTERVAL = 25  # batches from one update of the progress bar to the next; an update waits for the device
+BAR_INTERVAL = 25  # batches between updates of the progress bar's text; each update waits for the device
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
     else:
         fused = next(model.parameters()).device.type in ("cpu", "cuda")
         optimizer = SGD(model.parameters(), fused=fused, **shared)
-    num_groups = len(optimizer.param_groups)  # Muon has two: of its parameters, the matrices are the second
+    num_groups = len(optimizer.param_groups)  # Muon has two: the second holds the matrices
     steps = max(total_steps, 2)
     scheduler = OneCycleLR(
         optimizer,
@@ -68,7 +68,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
 
 
 def advance(scheduler: LRScheduler, steps: int = 1) -> None:
-    """Move the schedule by ``steps``, at most to its last step. The last batch is trained with that."""
+    """Move the schedule by ``steps``, but not past its last step, which is that of the last batch."""
     last_step = getattr(scheduler, "total_steps", math.inf) - 1  # counted from 0, like last_epoch
     for _ in range(steps):
         if scheduler.last_epoch < last_step:
@@ -97,8 +97,8 @@ def train(
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
     - ``ema``, a copy of the model, becomes the running average of its weights; ``ema_decay`` is in [0, 1).
 
-    Returns the mean loss, without label smoothing, and the accuracy in percent. Both are of the distorted
-    images, before each optimizer step. A loss that is not finite raises ``DivergedError``.
+    Returns the mean loss, without label smoothing, and the accuracy in percent. Both are
+    measured on the distorted images, for each batch before its optimizer step. A loss that is not finite raises ``DivergedError``.
     """
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
@@ -112,7 +112,8 @@ def train(
             data, target = data.to(device), target.to(device)
             optimizer.zero_grad(set_to_none=True)
             output = model(data)
-            # cross_entropy applies log-softmax. This doesn't change log-probabilities, so both may come in.
+            # cross_entropy applies log-softmax, which doesn't change log-probabilities. So output can be logits
+            # or log-probabilities.
             loss = F.cross_entropy(output, target, label_smoothing=label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
