@@ -4,8 +4,8 @@ from config import Config, Options, choose_data_path, parse_args, select_device
 from runtime.errors import DivergedError, UsageError, run_command
 
 if __name__ == "__main__":
-    # Reads the arguments before the slow imports below. Then it imports this file as a module, calls main(), and
-    # exits.
+    # Parses the arguments before the slow imports below. Then it imports this file as a module, calls main(),
+    # and exits.
     run_command("main.py", parse_args, "main")
 
 import contextlib

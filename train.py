@@ -97,8 +97,9 @@ def train(
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
     - ``ema``, a copy of the model, becomes the running average of its weights; ``ema_decay`` is in [0, 1).
 
-    Returns the mean loss, without label smoothing, and the accuracy in percent. Both are
-    measured on the distorted images, for each batch before its optimizer step. A loss that is not finite raises ``DivergedError``.
+    Returns the mean loss, without label smoothing, and the accuracy in percent. Both are measured on the
+    distorted images, for each batch before its optimizer step. A loss that is not finite raises
+    ``DivergedError``.
     """
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
@@ -112,8 +113,8 @@ def train(
             data, target = data.to(device), target.to(device)
             optimizer.zero_grad(set_to_none=True)
             output = model(data)
-            # cross_entropy applies log-softmax, which doesn't change log-probabilities. So output can be logits
-            # or log-probabilities.
+            # cross_entropy applies log-softmax, which doesn't change log-probabilities: output can be these or
+            # logits.
             loss = F.cross_entropy(output, target, label_smoothing=label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -126,8 +126,8 @@ Loaders = tuple[DeviceLoader, DeviceLoader]  # for training and for evaluation
 def get_loaders(config: Config, device: torch.device | str, data_path: str = Options.data_path) -> Loaders:
     """Load the data set of ``config`` onto ``device``, and make the loaders for training and evaluation.
 
-    If ``config.holdout`` is above 0, this many training images are held out, and evaluated instead of the test
-    set. Every run holds out the same images. ``data_path`` is the folder of the data set; MNIST needs none.
+    If ``config.holdout`` is above 0, this many training images are held out, and evaluated instead of the
+    test set. Every run holds out the same images. ``data_path`` is the folder of the data set; MNIST needs none.
     """
     dataset, (images, labels) = load_train(config.dataset, data_path)
     if config.holdout >= len(labels):
