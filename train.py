@@ -113,8 +113,8 @@ def train(
             data, target = data.to(device), target.to(device)
             optimizer.zero_grad(set_to_none=True)
             output = model(data)
-            # cross_entropy applies log-softmax, which doesn't change log-probabilities: output can be these or
-            # logits.
+            # cross_entropy applies log-softmax, which doesn't change log-probabilities. So output can be
+            # either these or logits.
             loss = F.cross_entropy(output, target, label_smoothing=label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -127,7 +127,7 @@ def get_loaders(config: Config, device: torch.device | str, data_path: str = Opt
     """Load the data set of ``config`` onto ``device``, and make the loaders for training and evaluation.
 
     If ``config.holdout`` is above 0, this many training images are held out, and evaluated instead of the
-    test set. Every run holds out the same images. ``data_path`` is the folder of the data set; MNIST needs none.
+    test set. Every run holds out the same images. ``data_path`` is the data set's folder; MNIST needs none.
     """
     dataset, (images, labels) = load_train(config.dataset, data_path)
     if config.holdout >= len(labels):
