@@ -1,7 +1,7 @@
 """Train the network, on MNIST by default: ``python main.py``. ``--help`` lists the flags."""
 
 from config import Config, Options, choose_data_path, parse_args, select_device
-from runtime.errors import UsageError, UserError, run_command
+from runtime.errors import DivergedError, UsageError, run_command
 
 if __name__ == "__main__":
     run_command("main.py", parse_args, "main")  # reads the arguments, then imports this file as a module
@@ -71,7 +71,7 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     split, name = ("holdout", "Held-out set") if config.holdout else ("test", "Test set")
     loss, accuracy = test(state.tested, device, eval_loader, name=name)
     if not math.isfinite(loss):
-        raise UserError(f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr")
+        raise DivergedError(f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr")
     if config.schedule_interval == "epoch":
         advance(state.scheduler, min(len(train_loader), config.limit_train_batches or len(train_loader)))
     seconds = round(time.perf_counter() - start, 2)

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from config import Config
-from runtime.errors import UserError
+from runtime.errors import DivergedError
 from utils import Loader
 
 BAR_INTERVAL = 25  # batches from one update of the bar's text to the next; each waits for the device
@@ -72,7 +72,7 @@ def train(
     - ``ema``, a copy of the model, becomes the running average of its weights; ``ema_decay`` is in [0, 1).
 
     Returns loss, without label smoothing, and accuracy in percent. Both are means over the images as trained on:
-    distorted, and each before its step. A loss that is not finite raises ``UserError``.
+    distorted, and each before its step. A loss that is not finite raises ``DivergedError``.
     """
     model.train()
     steps = min(len(train_loader), limit_batches or len(train_loader))
@@ -106,7 +106,7 @@ def train(
                 bar.set_description(text, refresh=False)
                 if not math.isfinite(total_loss):
                     problem = f"the loss became {total_loss} in epoch {epoch}, by batch {batch_id}"
-                    raise UserError(f"{problem}: try a lower --max-lr")
+                    raise DivergedError(f"{problem}: try a lower --max-lr")
             bar.update()
     if processed == 0:
         raise ValueError("train_loader has no batches")

@@ -27,6 +27,10 @@ class UsageError(UserError):
     status = 2
 
 
+class DivergedError(UserError):
+    """The loss of a training is not finite."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: it ends a command as Ctrl-C does."""
 
