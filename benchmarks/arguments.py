@@ -62,7 +62,8 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     if args.address and args.jobs:
         parser.error("argument --jobs: not allowed with argument --address")
     options = parse_settings(rest)[1]
-    for name in sorted(options.given - {*SETTINGS, "device", "data_path"}):
+    # In reverse, as --target-accuracy also sets early_stopping.
+    for name in sorted(options.given - {*SETTINGS, "device", "data_path"}, reverse=True):
         parser.error(f"argument {flag(name)}: not allowed in a sweep")
     common_flags = rest if args.grid is None else ["--holdout=10000", *rest]
     configs = {}
