@@ -103,13 +103,13 @@ def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
 
 def test_names_fit_any_file_system_and_differ() -> None:
     pictures = replace(DEFAULT, dataset="folder")
-    long = replace(pictures, epochs=123, batch_size=1234, holdout=1234)
-    for name in (name for name, value in vars(ORIGINAL).items() if type(value) is float):
-        object.__setattr__(long, name, 0.123456789)
-    configs = [
-        (pictures, path) for path in ("/a", "/七", "/" + "七" * 80, "/" + "七" * 81, os.fsdecode(b"/\xff"))
-    ]
-    configs += [(long, "/a"), (replace(long, use_deterministic_algorithms=True), "/a")]
+    paths = ["/a", "/七", "/" + "七" * 80, "/" + "七" * 81, os.fsdecode(b"/\xff")]
+    configs = [(pictures, path) for path in paths]
+    for dataset, deterministic in itertools.product(("mnist", "folder"), (False, True)):
+        config = replace(DEFAULT, dataset=dataset, use_deterministic_algorithms=deterministic)
+        for name in (name for name, value in vars(config).items() if type(value) is float):
+            object.__setattr__(config, name, 0.123456789)  # within range or not
+        configs.append((config, "/a"))
     names = [sweep_name(config, path) for config, path in configs]
     assert len(set(names)) == len(names)
     assert all(name.isascii() and len(name) < 200 and "/" not in name for name in names)
@@ -373,7 +373,8 @@ def test_output_that_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
     process = run_sweep(tmp_path, *PICTURES, str(tmp_path / "七"), "--jobs", "1", **encoding)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "\\u4e03" in out and re.search(r"standard deviation +\\u2013", out)
+    assert re.search(r"data-path .*\\u(4e03|dce4)", out)  # dce4: not even the argument could be decoded
+    assert re.search(r"standard deviation +\\u2013\n", out)
 
 
 def test_a_log_takes_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
