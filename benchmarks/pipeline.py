@@ -106,12 +106,7 @@ def conventional(device: torch.device, workers: int, batches: int, images: int) 
 
     def epoch_part() -> None:
         conventional_steps(model, device, optimizer, itertools.islice(train_batches, batches))
-        model.eval()
-        with torch.no_grad():
-            for data, target in test_loader:
-                output = model(data.to(device))
-                F.nll_loss(output, target.to(device), reduction="sum").item()
-                (output.argmax(dim=1) == target.to(device)).sum().item()
+        test(model, device, test_loader)
 
     return {"data": data_part, "step": step_part, "epoch": epoch_part}
 
@@ -133,8 +128,7 @@ def ours(device: torch.device, faster: bool, batches: int, images: int) -> Parts
 
     def epoch_part() -> None:
         train(model, device, train_loader, optimizer=optimizer, epoch=1, limit_batches=batches)
-        with contextlib.redirect_stdout(io.StringIO()):
-            test(model, device, test_loader)
+        test(model, device, test_loader)
 
     step = functools.partial(train, model, device, fixed, optimizer=optimizer, epoch=1)
     return {"data": data_part, "step": step, "epoch": epoch_part}
@@ -144,7 +138,7 @@ def serve(parts: Parts, device: torch.device) -> None:
     """Read names of parts from stdin; do each, and print its seconds."""
     for line in sys.stdin:
         start = time.perf_counter()
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             parts[line.strip()]()
         if device.type == "cuda":
             torch.cuda.synchronize()

@@ -42,26 +42,10 @@ from utils import get_test_loader
 
 ROOT = Path(__file__).resolve().parent.parent
 Table = dict[int, Row]  # rows by seed
-NUMBERS = [
-    "epoch_reached",
-    "seconds_to_target",
-    "best",
-    "last",
-    "best_on_test",
-    "seconds",
-    "accuracy_by_epoch",
-]
-OTHERS = [
-    "seed",
-    "split",
-    "target",
-    "device",
-    "python",
-    "torch",
-    "torchvision",
-    "machine",
-    "data_path",
-    "error",
+NUMBERS = ["epoch_reached", "seconds_to_target", "best", "last", "best_on_test", "seconds"]
+COLUMNS = [
+    *("seed", "split", "target", *NUMBERS, "device", "python", "torch", "torchvision", "machine"),
+    *("data_path", "accuracy_by_epoch", "error"),
 ]
 CONTINUE = "the same command continues from here"
 
@@ -104,18 +88,16 @@ def train_run(folder: Path, config: Config, sweep: Sweep) -> Row:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's type and first line."""
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+    """Return the first line of ``error``, and its type, unless it was written for the user."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{kind}{str(error).strip()}".splitlines()[0]
 
 
 def new_row(config: Config, sweep: Sweep) -> Row:
     """Return the row of a run that has no result yet."""
-    row = (
-        dict.fromkeys([*OTHERS, *NUMBERS], "")
-        | versions()
-        | {"seed": str(config.seed), "target": f"{sweep.target:g}"}
-    )
-    if config.dataset != "mnist":  # os.fsencode: a path can have bytes that are not text
+    row = dict.fromkeys(COLUMNS, "") | versions()
+    row |= {"seed": str(config.seed), "target": f"{sweep.target:g}"}
+    if config.dataset != "mnist":  # fsencode, as a path can have bytes that are not text
         row["data_path"] = os.fsencode(sweep.data_path).decode(errors="backslashreplace")
     return row
 
@@ -221,9 +203,10 @@ def train_all(runs: dict[Path, Config], sweep: Sweep, tables: dict[Path, Table])
             bar.set_postfix_str(states)
 
 
-def load_table(path: Path, config: Config, target: float) -> Table:
-    """Read the table at ``path``. Its runs must have the schedule of ``config`` and the same ``target``."""
-    rows = read_runs(path, [*OTHERS, *NUMBERS], NUMBERS)
+def load_table(config: Config, folder: Path, target: float) -> Table:
+    """Read the table beside ``folder``, whose runs must have the schedule of ``config`` and this ``target``."""
+    path = Path(f"{folder}.csv")
+    rows = read_runs(path, COLUMNS, [*NUMBERS, "accuracy_by_epoch"])
     for row in rows:
         epochs = len(row["accuracy_by_epoch"].split())
         if row["target"] != f"{target:g}" or epochs != (0 if row["error"] else config.epochs):
@@ -239,11 +222,13 @@ def main(sweep: Sweep) -> None:
     folders = {config: sweep.output_dir / sweep_name(config, sweep.data_path) for config in sweep.configs}
     seeds = range(1, sweep.seeds + 1)
     with locked(sweep.output_dir):
-        tables = {
-            path: load_table(Path(f"{path}.csv"), config, sweep.target) for config, path in folders.items()
+        tables = {path: load_table(config, path, sweep.target) for config, path in folders.items()}
+        runs = {
+            folder / f"seed-{seed}": replace(config, seed=seed)
+            for seed in seeds
+            for config, folder in folders.items()
+            if seed not in tables[folder]
         }
-        missing = [(*item, seed) for seed in seeds for item in folders.items() if seed not in tables[item[1]]]
-        runs = {folder / f"seed-{seed}": replace(config, seed=seed) for config, folder, seed in missing}
         try:
             for name in {config.dataset for config in runs.values()}:
                 load(name, sweep.data_path, train=True)  # download it once, before all runs do
@@ -251,9 +236,8 @@ def main(sweep: Sweep) -> None:
                 train_all(runs, sweep, tables)
         except KeyboardInterrupt as stop:
             raise type(stop)(CONTINUE) from None
-    results = {
-        flags: [tables[folders[config]][seed] for seed in seeds] for config, flags in sweep.configs.items()
-    }
+    tables_by_flags = {flags: tables[folders[config]] for config, flags in sweep.configs.items()}
+    results = {flags: [table[seed] for seed in seeds] for flags, table in tables_by_flags.items()}
     rows = [row for group in results.values() for row in group]
     sources = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in rows if row["last"]}
     print(f"`{sweep.common_flags}`, seeds 1 to {sweep.seeds}; {' and '.join(sorted(sources))}\n")
