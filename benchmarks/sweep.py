@@ -204,7 +204,7 @@ def train_all(runs: dict[Path, Config], sweep: Sweep, tables: dict[Path, Table])
 
 
 def load_table(config: Config, folder: Path, target: float) -> Table:
-    """Read the table beside ``folder``, whose runs must have the schedule of ``config`` and this ``target``."""
+    """Read the table beside ``folder``; its runs must have the schedule of ``config`` and ``target``."""
     path = Path(f"{folder}.csv")
     rows = read_runs(path, COLUMNS, [*NUMBERS, "accuracy_by_epoch"])
     for row in rows:

@@ -407,6 +407,17 @@ def test_an_error_in_a_worker_is_the_same_line(tmp_path: Path) -> None:
         assert lines[0].count("\n") == 1 and not list(tmp_path.glob("*.csv"))
 
 
+def test_missing_packages_are_named_before_any_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    monkeypatch.delitem(sys.modules, "benchmarks.summary")
+    monkeypatch.delattr("benchmarks.summary")
+    with pytest.raises(UserError, match="pip install matplotlib scipy"):
+        sweep_in(tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+
+
 def test_without_ray_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install ray.*--jobs 1"):
