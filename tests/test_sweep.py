@@ -1,4 +1,4 @@
-"""The sweep: figures against ones worked out by hand, and runs against main.py's own, killed and not."""
+"""The sweep in one process: its runs against those of main.py, what is a result, and any path."""
 
 import contextlib
 import csv
@@ -6,11 +6,8 @@ import itertools
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +20,13 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 import main as experiment
-from benchmarks import summary, sweep
-from benchmarks.arguments import parse_sweep, sweep_name
+from benchmarks import sweep
+from benchmarks.arguments import parse_sweep
 from benchmarks.tables import Row
-from config import DEFAULT, FAST, ORIGINAL, Config, Options, parse_args
+from config import ORIGINAL, Config, Options, parse_args
 from datasets import MEAN, STD
 from model import Net
-from runtime.errors import DivergedError, UsageError, UserError
+from runtime.errors import DivergedError, UserError
 from utils import DeviceLoader, get_test_loader
 
 SHORT = "--recipe original --epochs 6 --limit-train-batches 6 --holdout 500 --device cpu".split()  # noqa: SIM905
@@ -40,109 +37,6 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-
-
-def row(seed: int, *accuracies: float) -> Row:
-    reached = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= 99.4), None)
-    result = {"seed": str(seed), "epoch_reached": str(reached or ""), "last": str(accuracies[-1])}
-    result |= {"seconds_to_target": str(10 * reached) if reached else "", "seconds": "30"}
-    return dict.fromkeys(sweep.COLUMNS, "") | result
-
-
-def diverged(seed: int) -> Row:
-    columns = dict.fromkeys(sweep.COLUMNS, "")
-    return columns | {"seed": str(seed), "error": "the loss became nan"}
-
-
-def test_figures_by_hand() -> None:
-    rows = [row(1, 99.3, 99.41, 99.39), row(2, 99.2, 99.3, 99.35), row(3, 99.1, 99.39, 99.46)]
-    figures = summary.figures(rows, 99.4, "last")
-    # mean 99.4, deviation sqrt((0.01² + 0.05² + 0.06²) / 2) = 0.0557, half-width 4.303 · 0.0557 / √3 = 0.138
-    assert (figures["n"], figures["mean, %"], figures["standard deviation"]) == ("3", "99.400", "0.056")
-    assert figures["95 % interval (Student)"] == "99.262 to 99.538"
-    assert figures["p of a mean <= 99.4 (t-test)"] == "0.5"  # it is the mean itself
-    medians = [value for name, value in figures.items() if name.startswith("median ")]
-    assert medians == ["2.5", "25.0", "30.0"]
-    # (99.4 - 99.3) / (0.0557 / √3) = 3.11; Student with 2 degrees: 0.5 - 3.11 / (2 √(2 + 3.11²)) = 0.045
-    assert summary.figures(rows, 99.3, "last")["p of a mean <= 99.3 (t-test)"] == "0.045"
-    figures = summary.figures([*rows, diverged(4)], 99.4, "last")
-    assert figures["n"] == "3" and figures["mean, %"] == "99.400 (1 of 4 diverged)"
-    assert figures["95 % interval (Student)"] == figures["p of a mean <= 99.4 (t-test)"] == "–"
-    # Wilson, z = 1.96: (0.5 + z²/8 ± z √(0.25/4 + z²/64)) / (1 + z²/4)
-    assert figures["reached 99.4 % (Wilson)"] == "2 of 4, 15% to 85%"
-
-
-def test_markdown_is_sorted_and_compares_with_the_first() -> None:
-    low, high = [row(1, 99.1), row(2, 99.3)], [row(1, 99.4), row(2, 99.6), row(3, 99.5)]
-    results = {"--a=0": [diverged(1)], "--a=1": [row(1, 99.9), diverged(2)], "--a=2": low, "--a=3": high}
-    lines = summary.markdown(results, 99.4).splitlines()
-    # Without its diverged run, --a=1 would be the first.
-    assert [line.split(" | ")[0][-6:-1] for line in lines[2:]] == ["--a=3", "--a=2", "--a=0", "--a=1"]
-    # 99.5 - 99.2 ± √(0.1² / 3 + 0.1414² / 2)
-    assert "0.300 ± 0.115" in lines[3] and not any("±" in line for line in (lines[2], *lines[4:]))
-    assert "| – (1 of 1 diverged) |" in lines[4] and "| 99.900 (1 of 2 diverged) |" in lines[5]
-    assert len({line.count("|") for line in lines}) == 1 and "nan" not in "".join(lines)
-
-
-def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
-    flags = ["--output-dir", str(tmp_path), "--recipe", "fast", "--epochs", "3"]
-    (parsed,) = parse_sweep([*flags, "--grid", "max_lr=0.25,0.3,0.30 interpolation=bilinear,nearest"])
-    configs = parsed.configs
-    assert [(c.max_lr, c.interpolation) for c in configs] == [
-        *((0.25, "bilinear"), (0.25, "nearest"), (0.3, "bilinear"), (0.3, "nearest"))
-    ]
-    assert {(c.recipe, c.epochs, c.holdout, c.early_stopping) for c in configs} == {
-        ("fast", 3, 10_000, False)
-    }
-    assert list(configs.values())[1] == "--max-lr=0.25 --interpolation=nearest"
-    names = [sweep_name(config, "/data") for config in [*configs, DEFAULT, FAST]]
-    assert len(set(names)) == 6 and names[0] == "fast-epochs=3-holdout=10000-max_lr=0.25"
-    (parsed,) = parse_sweep([*flags, "--grid", "dropout=0.1", "--holdout", "500"])
-    assert [config.holdout for config in parsed.configs] == [500]
-
-
-def test_names_fit_any_file_system_and_differ() -> None:
-    pictures = replace(DEFAULT, dataset="folder")
-    paths = ["/a", "/七", "/" + "七" * 80, "/" + "七" * 81, os.fsdecode(b"/\xff")]
-    configs = [(pictures, path) for path in paths]
-    for dataset, deterministic in itertools.product(("mnist", "folder"), (False, True)):
-        config = replace(DEFAULT, dataset=dataset, use_deterministic_algorithms=deterministic)
-        for name in (name for name, value in vars(config).items() if type(value) is float):
-            object.__setattr__(config, name, 0.123456789)  # within range or not
-        configs.append((config, "/a"))
-    names = [sweep_name(config, path) for config, path in configs]
-    assert len(set(names)) == len(names)
-    assert all(name.isascii() and len(name) < 200 and "/" not in name for name in names)
-
-
-@pytest.mark.parametrize(
-    "flags, named",
-    [
-        ("--grid max_lr=0.1 --holdout 0", "--holdout"),
-        ("--grid holdout=0,100", "--holdout"),
-        ("--grid speed=1,2", "speed"),
-        ("--grid seed=1,2", "seed"),
-        ("--grid max_lr", "max_lr"),
-        ("--grid max_lr=fast", "--max-lr"),
-        ("--grid dropout=0.1,2", "--dropout"),
-        ("--grid=", "--grid"),
-        ("--seeds 0", "--seeds"),
-        ("--jobs 0", "--jobs"),
-        ("--jobs 2 --address 127.0.0.1:1", "--jobs"),
-        ("--runs-per-gpu 0", "--runs-per-gpu"),
-        ("--seed 3", "--seed"),
-        ("--early-stopping", "--early-stopping"),
-        ("--target-accuracy 99", "--target-accuracy"),
-        ("--target 150", "--target"),
-        ("--target nan", "--target"),
-        ("--resume runs/a", "--resume"),
-        ("--recipe Best", "--recipe"),
-        ("--epoch 3", "--epoch"),
-    ],
-)
-def test_refused(flags: str, named: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=named):
-        parse_sweep(["--output-dir", str(tmp_path), *flags.split()])
 
 
 def sweep_in(folder: Path, *flags: str) -> None:
@@ -388,25 +282,6 @@ def test_a_log_takes_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (rows_of(tmp_path)[1] / "seed-1.log").read_text(encoding="utf-8") == "七 \\udcff\n"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="--device cuda is no mistake here")
-def test_an_error_in_a_worker_is_the_same_line(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    run = tmp_path / "default-epochs=1" / "seed-1"
-    run.mkdir(parents=True)
-    (run / "last.pt").write_bytes(b"damaged")
-    for flags, start in (
-        (["--device", "cuda"], "argument --device"),
-        (["--epochs", "1"], f"{run}: {run}/last.pt is damaged"),
-    ):
-        lines = []
-        for jobs in ("1", "2"):
-            process = run_sweep(tmp_path, "--seeds", "1", "--jobs", jobs, *flags)
-            lines.append(process.communicate(timeout=300)[1])
-        assert lines[0] == lines[1] and lines[0].startswith(f"sweep.py: error: {start}")
-        assert lines[0].count("\n") == 1 and not list(tmp_path.glob("*.csv"))
-
-
 def test_missing_packages_are_named_before_any_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,84 +291,3 @@ def test_missing_packages_are_named_before_any_training(
     with pytest.raises(UserError, match="pip install matplotlib scipy"):
         sweep_in(tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
-
-
-def test_without_ray_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"pip install ray.*--jobs 1"):
-        sweep.main(*parse_sweep(["--output-dir", str(tmp_path)]))
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
-def test_a_cluster_that_is_not_there(address: str, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    with pytest.raises(UserError, match="--jobs 1") as caught:
-        sweep.main(*parse_sweep(["--output-dir", str(tmp_path), "--address", address]))
-    assert "pip install" not in str(caught.value)
-
-
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="how long the path of a socket may be depends on the system"
-)
-def test_a_path_that_is_too_long_for_ray_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 120)))
-    with pytest.raises(UserError, match=r"AF_UNIX path.*xxx.*: set RAY_TMPDIR to .*--jobs 1") as caught:
-        sweep.main(*parse_sweep(["--output-dir", str(tmp_path)]))
-    assert "pip install" not in str(caught.value) and "\n" not in str(caught.value)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
-    end = time.time() + seconds
-    while not condition():
-        assert time.time() < end
-        time.sleep(0.1)
-
-
-def epochs(folder: Path) -> list[int]:
-    """Return how many epochs each run in ``folder`` has completed."""
-    return [path.read_text().count("holdout") for path in folder.glob("*/*/metrics.csv")]
-
-
-@pytest.mark.slow
-def test_a_driver_that_is_killed_goes_on(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    (tmp_path / "sweep").mkdir()
-    flags = [*SHORT, "--seeds", "2", "--jobs", "2"]
-    first = run_sweep(tmp_path / "sweep", *flags)
-    wait_for(lambda: any(count >= 2 for count in epochs(tmp_path / "sweep")))
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    second = run_sweep(tmp_path / "sweep", *flags)
-    out, err = second.communicate(timeout=500)
-    assert second.returncode == 0, out + err
-    check_against_main(tmp_path / "sweep", SHORT, tmp_path / "alone", seeds=[1, 2])
-    logs = [path.read_text() for path in (tmp_path / "sweep").glob("*/seed-*.log")]
-    assert any("Continuing after epoch" in log for log in logs)
-
-
-@pytest.mark.slow
-def test_a_node_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from ray.cluster_utils import Cluster
-
-    (tmp_path / "sweep").mkdir()
-    options = {"object_store_memory": 100 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **options})
-    try:
-        nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
-        driver = run_sweep(tmp_path / "sweep", *SHORT, "--seeds", "2", "--address", cluster.address)
-        wait_for(lambda: len([count for count in epochs(tmp_path / "sweep") if count >= 2]) >= 2)
-        raylet = nodes[0].all_processes["raylet"][0].process.pid
-        workers = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
-        for process in (raylet, *map(int, workers)):
-            os.kill(process, signal.SIGKILL)
-        out, err = driver.communicate(timeout=500)
-        assert driver.returncode == 0, out + err
-    finally:
-        cluster.shutdown()  # type: ignore[no-untyped-call]
-    check_against_main(tmp_path / "sweep", SHORT, tmp_path / "alone", seeds=[1, 2])
-    logs = [path.read_text() for path in (tmp_path / "sweep").glob("*/seed-*.log")]
-    assert sum("Continuing after epoch" in log for log in logs) == 1
