@@ -1,113 +1,137 @@
-"""The command lines of the benchmarks. Importing torch takes seconds, so these don't."""
+"""The command lines of the benchmarks. This module imports nothing slow, like ``config``."""
 
 import argparse
+import hashlib
 import itertools
+import os
 import shlex
-from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
 from config import ORIGINAL, RECIPES, WEIGHTS_HELP, Config, Parser, flag
 from config import parse_args as parse_settings
 from runtime.errors import UsageError
 
 TRAIN_BATCHES = 469  # in an epoch
-SETTINGS = sorted(vars(ORIGINAL).keys() - {"seed", "early_stopping", "target_accuracy"})  # the sweep's own
+SETTINGS = sorted(
+    vars(ORIGINAL).keys() - {"seed", "early_stopping", "target_accuracy"}
+)  # which a sweep can vary
+LONGEST_NAME = 150  # characters; file systems allow 255, with a suffix
 
 
-def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Namespace, dict[Config, str]]:
-    """Return the sweep's own options, and the settings to run, each with its flags in the grid."""
+@dataclass(frozen=True)
+class Sweep:
+    """The command line of ``sweep.py``."""
+
+    seeds: int
+    output_dir: Path
+    grid: str | None
+    target: float  # accuracy in percent
+    jobs: int | None  # runs at a time; None: one on each core; 1: without Ray
+    runs_per_gpu: int
+    address: str | None  # of a Ray cluster
+    device: str
+    data_path: str
+    configs: dict[Config, str]  # the settings to run, each with its flags in the grid
+    common_flags: str  # the flags that all runs share
+
+
+def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
+    """Read the command line of ``sweep.py``: its own flags, and those of ``main.py`` for the runs."""
     parser = Parser(
         "sweep.py", "Train with seeds 1 to N. Takes --device, --data-path and the settings of main.py too."
     )
     parser.add_argument("--seeds", type=int, default=10, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for tables and runs")
-    parser.add_argument(
-        "--grid", help="settings to compare on held-out images: 'max_lr=0.1,0.2 dropout=0,0.05'"
-    )
+    parser.add_argument("--grid", help="to compare on held-out images: 'max_lr=0.1,0.2 dropout=0,0.05'")
     parser.add_argument(
         "--target", type=float, default=99.4, metavar="X", help="in %% (default: %(default)s)"
     )
     parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: one a core); 1: no Ray"
+        "--jobs", type=int, metavar="N", help="runs at a time (default: all cores); 1: no Ray"
     )
     parser.add_argument("--runs-per-gpu", type=int, default=1, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--address", metavar="HOST:PORT", help="of a Ray cluster to run on")
+    parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on")
     args, rest = parser.parse_known_args(argv)
     for name in ("seeds", "jobs", "runs_per_gpu"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"argument {flag(name)}: must be at least 1")
-    if not 0 <= args.target <= 100:  # NaN is not in between
+    if not 0 <= args.target <= 100:  # true for NaN
         parser.error(f"argument --target: must be from 0 to 100, not {args.target}")
     if args.address and args.jobs:
         parser.error("argument --jobs: not allowed with argument --address")
     options = parse_settings(rest)[1]
-    for name in sorted(options.given - {*SETTINGS, "device", "data_path"}):
-        parser.error(f"argument {flag(name)}: not for a sweep")
-    args.device, args.output_dir = options.device, args.output_dir.resolve()
-    args.data_path = str(Path(options.data_path).resolve())
-    configs, prefix = {}, [] if args.grid is None else ["--holdout=10000"]
+    # In reverse, as --target-accuracy also sets early_stopping.
+    for name in sorted(options.given - {*SETTINGS, "device", "data_path"}, reverse=True):
+        parser.error(f"argument {flag(name)}: not allowed in a sweep")
+    common_flags = rest if args.grid is None else ["--holdout=10000", *rest]
+    configs = {}
     for flags in [()] if args.grid is None else combinations(args.grid):
-        config = replace(parse_settings([*prefix, *rest, *flags])[0], early_stopping=False)
+        config = replace(parse_settings([*common_flags, *flags])[0], early_stopping=False)
         configs[config] = " ".join(flags)
-        if prefix and config.holdout == 0:
+        if args.grid is not None and config.holdout == 0:
             parser.error("argument --holdout: must be above 0, as a grid is compared on held-out images")
-    args.settings = shlex.join([*prefix, *rest])
-    return args, configs
+    args.output_dir = args.output_dir.resolve()
+    args.device, args.data_path = options.device, os.path.abspath(options.data_path)
+    return (Sweep(**vars(args), configs=configs, common_flags=shlex.join(common_flags)),)
 
 
 def combinations(grid: str) -> Iterator[tuple[str, ...]]:
-    """Return the flags of each combination in ``grid``, as in 'max_lr=0.1,0.2 dropout=0,0.05'."""
+    """Return the flags of each combination in ``grid``, such as 'max_lr=0.1,0.2 dropout=0,0.05'."""
     axes: dict[str, list[str]] = {}
     for word in grid.split() or [""]:
         name, _, values = word.partition("=")
         name = name.replace("-", "_")
         if name not in SETTINGS or name in axes or not values:
             raise UsageError(
-                f"argument --grid: {word!r} is not a setting and its values, as in max_lr=0.1,0.2"
+                f"argument --grid: {word!r} is not a setting and its values, such as max_lr=0.1,0.2"
             )
         axes[name] = [f"{flag(name)}={value}" for value in values.split(",")]
     return itertools.product(*axes.values())
 
 
-def name_of(config: Config, data_path: str) -> str:
-    """Return the recipe and what differs from it, but for the seed: the name of the table and the folder."""
+def sweep_name(config: Config, data_path: str) -> str:
+    """Return a file name for all settings but the seed: the recipe, and the differences from it.
+
+    A hash replaces the path of a folder of pictures, and the end of a long name.
+    """
     recipe, settings = vars(RECIPES[config.recipe]), vars(config)
     changed = [f"{name}={settings[name]}" for name in SETTINGS if settings[name] != recipe[name]]
-    if config.dataset == "folder":
-        changed.append(quote(data_path, safe=""))
-    return "-".join([config.recipe, *changed])
+    name = "-".join([config.recipe, *changed])
+    if config.dataset != "folder" and len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(os.fsencode(f"{name} {data_path}"))
+    return f"{name[:LONGEST_NAME]}-{digest.hexdigest()[:10]}"
 
 
-def parse_peers(argv: Sequence[str] | None = None) -> tuple[Namespace]:
+def parse_peers(argv: Sequence[str] | None = None) -> tuple[Path, int, str, list[str] | None]:
     """Read the command line of ``peers.py``."""
     parser = Parser("peers.py", "Train this project's recipes and their peers in turn.")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for table and picture")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for table and plot")
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.seeds < 1:
         parser.error("argument --seeds: must be at least 1")
-    return (args,)
+    return args.output_dir, args.seeds, args.device, args.child
 
 
-def parse_pipeline(argv: Sequence[str] | None = None) -> tuple[Namespace]:
+def parse_pipeline(argv: Sequence[str] | None = None) -> tuple[int, int | None, str, str | None, str | None]:
     """Read the command line of ``pipeline.py``."""
     parser = Parser("pipeline.py", "Compare the conventional pipeline with this project's.")
     parser.add_argument("--turns", type=int, default=9, help="turns of each pipeline (default: %(default)s)")
     parser.add_argument("--batches", type=int, help="training steps in a turn (default: 20; on CUDA 469)")
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
-    parser.add_argument("--output", help="write the results to this file too, as JSON")
+    parser.add_argument("--output", help="file for the results, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.turns < 1:
         parser.error("argument --turns: must be at least 1")
     if args.batches is not None and not 1 <= args.batches <= TRAIN_BATCHES:
-        parser.error(f"argument --batches: must be from 1 to {TRAIN_BATCHES}, an epoch's")
-    return (args,)
+        parser.error(f"argument --batches: must be from 1 to {TRAIN_BATCHES}, the batches of an epoch")
+    return args.turns, args.batches, args.device, args.output, args.child
 
 
 def parse_writers(argv: Sequence[str] | None = None) -> tuple[list[str]]:

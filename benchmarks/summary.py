@@ -1,10 +1,13 @@
-"""What the runs of a sweep come to: their table's columns, its figures, and the plot."""
+"""Summarise the rows of a sweep: statistics, a Markdown table, and plots."""
 
+import io
 import math
 from pathlib import Path
 from statistics import mean, median
 
+from benchmarks.tables import Row
 from runtime.errors import UserError
+from runtime.files import replace_file
 
 try:
     from matplotlib.figure import Figure
@@ -12,58 +15,75 @@ try:
 except ImportError as error:
     raise UserError(f"{error}: pip install matplotlib scipy") from None
 
-Row = dict[str, str]  # a run's line of its table; accuracies are in percent, those by epoch joined by spaces
-COLUMNS = [
-    *("seed", "split", "target", "epoch_reached", "seconds_to_target", "best", "last", "best_on_test"),
-    *("seconds", "device", "python", "torch", "torchvision", "machine", "accuracy_by_epoch", "error"),
-]
+NONE = "–"
 
 
 def numbers(rows: list[Row], column: str) -> list[float]:
-    """Return what ``column`` holds, or NaN alone where it holds nothing."""
+    """Return the values in ``column``, or a single NaN if there is none."""
     return [float(row[column]) for row in rows if row[column]] or [math.nan]
 
 
-def figures(
-    rows: list[Row], target: float, column: str = "last", first: list[Row] | None = None
-) -> dict[str, str]:
-    """Say what ``rows`` come to, and how far below ``first``; runs that failed are short of ``target``."""
-    values, top = numbers(rows, column), numbers(first or rows, column)
-    error, top_error = (stats.sem(those) if len(those) > 1 else math.nan for those in (values, top))
-    half = stats.t.ppf(0.975, len(values) - 1) * error
-    p = stats.t.sf((mean(values) - target) / (error or 1e-9), len(values) - 1)
+def standard_error(values: list[float]) -> float:
+    """Return the standard error of the mean; NaN for less than two values."""
+    return float(stats.sem(values)) if len(values) > 1 else math.nan
+
+
+def figures(rows: list[Row], target: float, column: str, first: list[Row] | None = None) -> dict[str, str]:
+    """Summarise the accuracies in ``column``, and compare their mean with that of ``first``, if it is given.
+
+    A diverged run counts as one that did not reach ``target``. The mean of the other runs alone is biased,
+    so its cell says how many diverged, and interval, p and difference are left out.
+    """
+    values = numbers(rows, column)
+    count, average, error = len(values), mean(values), standard_error(values)
+    half = stats.t.ppf(0.975, count - 1) * error
+    p = stats.t.sf((average - target) / (error or 1e-9), count - 1)
     reached = sum(row["epoch_reached"] != "" for row in rows)
     low, high = stats.binomtest(reached, len(rows)).proportion_ci(method="wilson")
-    below = f"{mean(top) - mean(values):.3f} ± {math.hypot(error, top_error):.3f}"
-    found = {
-        "n": str(sum(row[column] != "" for row in rows)),
-        "mean, %": f"{mean(values):.3f}",
-        "standard deviation": f"{error * math.sqrt(len(values)):.3f}",
-        "95 % interval (Student)": f"{mean(values) - half:.3f} to {mean(values) + half:.3f}",
+    inference = {
+        "95 % interval (Student)": f"{average - half:.3f} to {average + half:.3f}",
         f"p of a mean <= {target:g} (t-test)": f"{p:.2g}",
+    }
+    if first is not None:
+        top = numbers(first, column)
+        below = f"{mean(top) - average:.3f} ± {math.hypot(error, standard_error(top)):.3f}"
+        inference["below the first, ± standard error"] = NONE if first is rows else below
+    diverged = sum(row["error"] != "" for row in rows)
+    if diverged:
+        inference = dict.fromkeys(inference, NONE)
+    cells = {
+        "n": str(sum(row[column] != "" for row in rows)),
+        "mean, %": f"{average:.3f}" + (f" ({diverged} of {len(rows)} diverged)" if diverged else ""),
+        "standard deviation": f"{error * math.sqrt(count):.3f}",
+        **inference,
         f"reached {target:g} % (Wilson)": f"{reached} of {len(rows)}, {low:.0%} to {high:.0%}",
         "median epoch to it": f"{median(numbers(rows, 'epoch_reached')):g}",
         "median seconds to it": f"{median(numbers(rows, 'seconds_to_target')):.1f}",
         "median seconds in all": f"{median(numbers(rows, 'seconds')):.1f}",
     }
-    if first:
-        found["below the first, ± standard error"] = "–" if first is rows else below
-    return {name: text.replace("nan", "–") for name, text in found.items()}
+    return {name: text.replace("nan", NONE) for name, text in cells.items()}
 
 
 def markdown(results: dict[str, list[Row]], target: float) -> str:
-    """Make a table of ``results``, by their flags, from the highest mean to the lowest."""
-    # max(0, NaN) is 0: settings whose runs all failed come last.
-    order = sorted(results, key=lambda flags: max(0.0, mean(numbers(results[flags], "last"))), reverse=True)
-    lines = [
-        {"flags": f"`{flags}`"} | figures(results[flags], target, first=results[order[0]]) for flags in order
-    ]
+    """Make a table of ``results``, by their flags: highest mean first, and last those with diverged runs."""
+    complete = [flags for flags, rows in results.items() if not any(row["error"] for row in rows)]
+    complete.sort(key=lambda flags: mean(numbers(results[flags], "last")), reverse=True)
+    order = complete + [flags for flags in results if flags not in complete]
+    first = results[order[0]]
+    lines = [{"flags": f"`{flags}`"} | figures(results[flags], target, "last", first) for flags in order]
     cells = [lines[0], ["---"] * len(lines[0]), *(line.values() for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def save(figure: Figure, path: Path) -> None:
+    """Write ``figure`` to ``path`` as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120)
+    replace_file(path, buffer.getvalue())
+
+
 def plot(rows: list[Row], target: float, path: Path) -> None:
-    """Draw accuracy by epoch to ``path``, a PNG: a thin line a seed, the median thick."""
+    """Draw accuracy by epoch to ``path``, a PNG: a thin line for each seed, a thick one for the median."""
     curves = [[float(value) for value in row["accuracy_by_epoch"].split()] for row in rows if row["last"]]
     by_epoch = list(zip(*curves, strict=True))
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -74,11 +94,11 @@ def plot(rows: list[Row], target: float, path: Path) -> None:
     best = max(map(max, by_epoch), default=target)
     axes.set(xlabel="epoch", ylabel="accuracy, %", ylim=(best - 1.2, best + 0.1))
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def plot_by_seconds(curves: dict[str, list[list[tuple[float, float]]]], path: Path) -> None:
-    """Draw to ``path``, a PNG, the mean of each one's ``curves``: seconds and accuracy after each epoch."""
+    """Draw accuracy over seconds to ``path``, a PNG: for each name, the mean of its ``curves``."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
     for name, runs in curves.items():
@@ -89,4 +109,4 @@ def plot_by_seconds(curves: dict[str, list[list[tuple[float, float]]]], path: Pa
     axes.set_ylim(98.4, 99.7)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=120)
+    save(figure, path)

@@ -1,14 +1,12 @@
-"""Run a recipe, or a grid of settings, over seeds 1 to N as tasks of Ray, and say what comes out.
+"""Train a recipe, or each combination of a grid of settings, with seeds 1 to N, and summarise the results.
 
     python benchmarks/sweep.py --recipe default --seeds 10 --output-dir runs/proof
     python benchmarks/sweep.py --recipe fast --grid "max_lr=0.2,0.4 dropout=0,0.05" --output-dir runs/grid
 
-Every run goes to the end of its schedule, so that nobody chooses the accuracy there: docs/sweep.md.
+Each run goes to the end of its schedule, so the reported accuracy is not cherry-picked. See docs/sweep.md.
 """
 
 import contextlib
-import csv
-import itertools
 import logging
 import os
 import shutil
@@ -16,7 +14,6 @@ import socket
 import sys
 import time
 import traceback
-from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -33,178 +30,225 @@ import torch
 from tqdm import tqdm
 
 import main as experiment
-from benchmarks.arguments import name_of
-from benchmarks.summary import COLUMNS, Row, figures, markdown, plot
-from checkpoint import load_run, load_trained, versions
+from benchmarks.arguments import Sweep, sweep_name
+from benchmarks.tables import Row, read_runs
+from checkpoint import Progress, load_run, load_trained, versions
 from config import Config, Options
 from datasets import load
-from runtime.errors import UsageError, UserError, end_in_one_line
+from runtime.errors import DivergedError, UsageError, UserError, end_in_one_line
 from runtime.files import locked, read_table, write_table
 from test import test
 from utils import get_test_loader
 
 ROOT = Path(__file__).resolve().parent.parent
+Table = dict[int, Row]  # rows by seed
+NUMBERS = ["epoch_reached", "seconds_to_target", "best", "last", "best_on_test", "seconds"]
+COLUMNS = [
+    *("seed", "split", "target", *NUMBERS, "device", "python", "torch", "torchvision", "machine"),
+    *("data_path", "accuracy_by_epoch", "error"),
+]
+CONTINUE = "the same command continues from here"
 
 
-def new_row(config: Config, args: Namespace, error: Exception | None = None) -> Row:
-    """Begin the row of a run; it is the whole of it where the run failed by ``error``."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}" if error else ""
-    known = {"seed": str(config.seed), "target": f"{args.target:g}", "error": text}
-    return dict.fromkeys(COLUMNS, "") | known | versions()
+def train_run(folder: Path, config: Config, sweep: Sweep) -> Row:
+    """Train like main.py, on one thread, and return the run's row. A stopped run in ``folder`` is resumed.
 
-
-def train_run(folder: Path, config: Config, args: Namespace) -> Row:
-    """Train as main.py does, in this process and on one thread, from where ``folder`` stands; return the row.
-
-    The row of a run that fails by itself says why. What is printed goes to a log beside ``folder``.
+    If the run diverges, its row has the error. Any other error ends the sweep; the next sweep tries this run
+    again. ``folder``.log has the output.
     """
     torch.set_num_threads(1)
-    row = new_row(config, args)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.log", "a") as log, contextlib.redirect_stdout(log):
-        with contextlib.suppress(ImportError):  # on Windows; elsewhere, wait for a worker of a killed sweep
+    log = open(f"{folder}.log", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    with log, contextlib.redirect_stdout(log):
+        with contextlib.suppress(ImportError, OSError):  # on Windows, and on file systems without locks
             import fcntl
 
-            fcntl.flock(log, fcntl.LOCK_EX)
+            fcntl.flock(log, fcntl.LOCK_EX)  # waits for a worker of a killed sweep
+        options = Options(device=sweep.device, data_path=sweep.data_path)
         try:
-            where = Options(device=args.device, data_path=args.data_path)
-            options = replace(where, resume=str(folder), given=frozenset(vars(config)))
-            if not (folder / "last.pt").exists():
+            if (folder / "last.pt").exists():
+                options = replace(options, resume=str(folder), given=frozenset(vars(config)))
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
-                options = replace(where, output_dir=str(folder))
+                options = replace(options, output_dir=str(folder))
             experiment.main(config, options)
-            progress, _ = load_run(folder)
-            if config.holdout and args.grid is None:
+            row = make_row(load_run(folder)[0], sweep)
+            if config.holdout and sweep.grid is None:
                 best, device = load_trained(folder / "best.pt"), torch.device("cpu")
-                loader = get_test_loader(best.dataset, args.data_path, device)
+                loader = get_test_loader(best.dataset, sweep.data_path, device)
                 row["best_on_test"] = f"{test(best.model, device, loader)[1]:g}"
-        except UsageError:  # of the sweep, not of this run
+            return row
+        except DivergedError as error:
+            return new_row(config, sweep) | {"error": str(error)}
+        except UsageError:  # a mistake in the sweep's own arguments
             raise
         except Exception as error:
             traceback.print_exc(file=log)
-            return new_row(config, args, error)
-    accuracies, seconds = zip(*((line.eval_accuracy, line.seconds) for line in progress.metrics), strict=True)
-    reached = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= args.target), None)
-    names = {"cpu": f"CPU with {torch.backends.cpu.get_cpu_capability()}, 1 of {os.cpu_count()} cores"}
-    if progress.device.startswith("cuda"):
-        names[progress.device] = torch.cuda.get_device_name(progress.device)
-    row |= progress.versions | {"device": names.get(progress.device, progress.device)}
-    row["split"], row["seconds"] = progress.metrics[0].split, f"{sum(seconds):.2f}"
-    row["epoch_reached"] = str(reached or "")
-    row["seconds_to_target"] = f"{sum(seconds[:reached]):.2f}" if reached else ""
-    row["best"], row["last"] = f"{max(accuracies):g}", f"{accuracies[-1]:g}"
+            raise UserError(f"{folder}: {describe(error)}; {folder}.log has more; {CONTINUE}") from None
+
+
+def describe(error: BaseException) -> str:
+    """Return the first line of ``error``, and its type, unless it was written for the user."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"{kind}{str(error).strip()}".splitlines()[0]
+
+
+def new_row(config: Config, sweep: Sweep) -> Row:
+    """Return the row of a run that has no result yet."""
+    row = dict.fromkeys(COLUMNS, "") | versions()
+    row |= {"seed": str(config.seed), "target": f"{sweep.target:g}"}
+    if config.dataset != "mnist":  # fsencode, as a path can have bytes that are not text
+        row["data_path"] = os.fsencode(sweep.data_path).decode(errors="backslashreplace")
+    return row
+
+
+def make_row(progress: Progress, sweep: Sweep) -> Row:
+    """Return the row of a run that reached the end of its schedule."""
+    seconds, accuracies = zip(*((row.seconds, row.eval_accuracy) for row in progress.metrics), strict=True)
+    reached = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= sweep.target), None)
+    device = progress.device
+    if device == "cpu":
+        device = f"CPU with {torch.backends.cpu.get_cpu_capability()}, 1 of {os.cpu_count()} cores"
+    elif device.startswith("cuda"):
+        device = torch.cuda.get_device_name(device)
+    row = new_row(progress.config, sweep) | progress.versions
+    row |= {"device": device, "split": progress.metrics[0].split, "seconds": f"{sum(seconds):.2f}"}
+    if reached is not None:
+        row |= {"epoch_reached": str(reached), "seconds_to_target": f"{sum(seconds[:reached]):.2f}"}
+    row |= {"best": f"{max(accuracies):g}", "last": f"{accuracies[-1]:g}"}
     return row | {"accuracy_by_epoch": " ".join(f"{accuracy:g}" for accuracy in accuracies)}
 
 
-def on_ray(runs: dict[Path, Config], args: Namespace) -> Iterator[dict[Path, Row]]:
-    """Train ``runs`` in workers of Ray; yield, each second, those that have ended. Raises ``UserError``."""
+def start_ray(sweep: Sweep) -> None:
+    """Start Ray on this machine, or connect to the cluster at ``sweep.address``."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         import ray
 
-        # Where connecting fails, Ray tries for minutes.
+        # Ray tries for minutes to connect, so try first.
         with socket.create_server(("127.0.0.1", 0)) as server:
-            host, port = args.address.rsplit(":", 1) if args.address else server.getsockname()
+            host, port = sweep.address.rsplit(":", 1) if sweep.address else server.getsockname()
             socket.create_connection((host, int(port)), timeout=10).close()
-        if not args.address:
+        if not sweep.address:
             options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
-            options |= {"num_cpus": args.jobs, "object_store_memory": 100 << 20}
+            options |= {"num_cpus": sweep.jobs, "object_store_memory": 100 << 20}
         environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        ray.init(args.address or "local", runtime_env=environment, **options)
-        end_in_one_line("sweep.py")  # Ray has put its own handler of SIGTERM in its place
-        gpu = args.device != "cpu" and "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
-        # A lost worker or node is not the run's fault: its task is done again elsewhere. But not without end.
-        again = {"max_retries": 9, "retry_exceptions": False, "num_gpus": gpu / args.runs_per_gpu}
-        task = ray.remote(max_calls=1)(train_run).options(**again)
-        pending = {task.remote(folder, config, args): folder for folder, config in runs.items()}
-        while pending:
-            done, _ = ray.wait(list(pending), timeout=1)
-            ended: dict[Path, Row] = {}
-            for reference in done:
-                folder = pending.pop(reference)
-                try:
-                    ended[folder] = ray.get(reference)
-                except ray.exceptions.WorkerCrashedError as error:
-                    ended[folder] = new_row(runs[folder], args, error)
-            yield ended
-    except UsageError as error:  # in a worker: Ray adds its traceback to it
-        raise getattr(error, "cause", error) from None
+        ray.init(sweep.address or "local", runtime_env=environment, **options)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise UserError(f"Ray: {reason} (pip install ray; or --jobs 1, which does without)") from None
+        solution = "pip install ray, or " if isinstance(error, ImportError) else ""
+        if "AF_UNIX" in str(error):  # the path of a socket in Ray's temporary folder
+            solution = "set RAY_TMPDIR to a folder with a short path, or "
+        raise UserError(f"Ray: {describe(error)}: {solution}add --jobs 1, which needs no Ray") from None
+    end_in_one_line("sweep.py")  # Ray has replaced the handler of SIGTERM
+
+
+def train_on_ray(runs: dict[Path, Config], sweep: Sweep) -> Iterator[dict[Path, Row]]:
+    """Train ``runs`` in workers of Ray; each second, yield the rows of those that have ended."""
+    start_ray(sweep)
+    import ray
+
+    gpu = sweep.device != "cpu" and "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
+    # If a worker or a node is lost, Ray starts its task elsewhere, nine times at most.
+    options: dict[str, Any] = {"max_retries": 9, "retry_exceptions": False}
+    task = ray.remote(max_calls=1)(train_run).options(**options, num_gpus=gpu / sweep.runs_per_gpu)
+    pending = {task.remote(folder, config, sweep): folder for folder, config in runs.items()}
+    while pending:
+        rows: dict[Path, Row] = {}
+        for reference in ray.wait(list(pending), timeout=1)[0]:
+            folder = pending.pop(reference)
+            try:
+                rows[folder] = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None)  # what train_run raised; Ray adds its traceback to it
+                if isinstance(cause, UserError):
+                    raise cause from None
+                raise UserError(f"{folder}: {describe(cause or error)}; {CONTINUE}") from None
+        yield rows
 
 
 def progress_of(runs: dict[Path, Config], begin: float) -> tuple[int, str]:
-    """Return how many epochs ``runs`` have behind them, and how far those are that moved since ``begin``."""
-    epochs, going = 0, []
+    """Return how many epochs ``runs`` have completed, and the state of those that moved since ``begin``."""
+    epochs, states = 0, []
     for folder, config in runs.items():
-        with contextlib.suppress(OSError), open(folder / "metrics.csv", encoding="utf-8") as file:
-            accuracies = [f"{float(row['eval_accuracy']):.2f} %" for row in csv.DictReader(file)]
-            epochs += len(accuracies)
-            if os.fstat(file.fileno()).st_mtime >= begin and len(accuracies) < config.epochs:
-                going.append(" ".join([folder.name, f"{len(accuracies)}/{config.epochs}", *accuracies[-1:]]))
-    return epochs, ", ".join(going)
+        path = folder / "metrics.csv"
+        with contextlib.suppress(OSError, UserError, ValueError):  # a file that someone changed ends no sweep
+            rows = read_table(path, ["eval_accuracy"])
+            accuracies = [f"{float(row['eval_accuracy']):.2f} %" for row in rows]
+            epochs += len(rows)
+            if path.stat().st_mtime >= begin and len(rows) < config.epochs:
+                states.append(" ".join([folder.name, f"{len(rows)}/{config.epochs}", *accuracies[-1:]]))
+    return epochs, ", ".join(states)
 
 
-def carry_out(runs: dict[Path, Config], args: Namespace, tables: dict[Path, dict[int, Row]]) -> None:
-    """Train ``runs``, put their rows into ``tables`` and these onto the disk, and show the progress."""
-    in_turn = ({folder: train_run(folder, config, args)} for folder, config in runs.items())
+def train_all(runs: dict[Path, Config], sweep: Sweep, tables: dict[Path, Table]) -> None:
+    """Train ``runs``, add their rows to ``tables``, write these to the disk, and show the progress."""
+    in_turn = ({folder: train_run(folder, config, sweep)} for folder, config in runs.items())
     begin, out, count, total = time.time(), sys.stdout, 0, sum(config.epochs for config in runs.values())
     before, _ = progress_of(runs, begin)
     with tqdm(total=total, initial=before, unit="epoch", file=out, disable=not out.isatty()) as bar:
-        for ended in in_turn if args.jobs == 1 else on_ray(runs, args):
-            bar.n, going = progress_of(runs, begin)
-            left = (time.time() - begin) / max(bar.n - before, 1) * (total - bar.n) / 60
-            for folder, row in ended.items():
+        for rows in in_turn if sweep.jobs == 1 else train_on_ray(runs, sweep):
+            bar.n, states = progress_of(runs, begin)
+            minutes = (time.time() - begin) / max(bar.n - before, 1) * (total - bar.n) / 60
+            for folder, row in rows.items():
                 count += 1
                 table = tables[folder.parent]
                 table[int(row["seed"])] = row
                 write_table(Path(f"{folder.parent}.csv"), [table[seed] for seed in sorted(table)])
-                end = row["error"] or f"{row['last']} % at the end, best {row['best']} %"
-                done = f"{count} of {len(runs)} runs, {left:.0f} min left"
-                bar.write(f"{folder.parent.name} {folder.name}: {end} ({done})", file=out)
+                result = row["error"] or f"{row['last']} % at the end, best {row['best']} %"
+                done = f"{count} of {len(runs)} runs, {minutes:.0f} min left"
+                bar.write(f"{folder.parent.name} {folder.name}: {result} ({done})", file=out)
                 out.flush()
             bar.set_description(f"{count} of {len(runs)} runs", refresh=False)
-            bar.set_postfix_str(going)
+            bar.set_postfix_str(states)
 
 
-def main(args: Namespace, configs: dict[Config, str]) -> None:
-    """Carry out the sweep. Raises ``UserError``, ``OSError`` and ``KeyboardInterrupt``."""
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    seeds = range(1, args.seeds + 1)
-    folders = {args.output_dir / name_of(config, args.data_path): config for config in configs}
-    tables: dict[Path, dict[int, Row]] = {}
-    with locked(args.output_dir):
-        for folder in folders:
-            tables[folder] = {int(row["seed"]): row for row in read_table(Path(f"{folder}.csv"), COLUMNS)}
-            for row in tables[folder].values():
-                epochs = len(row.get("accuracy_by_epoch", "").split()) or folders[folder].epochs
-                if (row.get("target"), epochs) != (f"{args.target:g}", folders[folder].epochs):
-                    raise UserError(
-                        f"{folder}.csv is of another target or schedule: take another --output-dir"
-                    )
-        missing = [(folder, seed) for seed in seeds for folder in folders if seed not in tables[folder]]
-        runs = {folder / f"seed-{seed}": replace(folders[folder], seed=seed) for folder, seed in missing}
+def load_table(config: Config, folder: Path, target: float) -> Table:
+    """Read the table beside ``folder``; its runs must have the schedule of ``config`` and ``target``."""
+    path = Path(f"{folder}.csv")
+    rows = read_runs(path, COLUMNS, [*NUMBERS, "accuracy_by_epoch"])
+    for row in rows:
+        epochs = len(row["accuracy_by_epoch"].split())
+        if row["target"] != f"{target:g}" or epochs != (0 if row["error"] else config.epochs):
+            raise UserError(f"{path} has another target or schedule: choose another --output-dir")
+    return {int(row["seed"]): row for row in rows}
+
+
+def main(sweep: Sweep) -> None:
+    """Carry out the command line."""
+    from benchmarks import summary  # first, as it needs packages that may be missing
+
+    sweep.output_dir.mkdir(parents=True, exist_ok=True)
+    folders = {config: sweep.output_dir / sweep_name(config, sweep.data_path) for config in sweep.configs}
+    seeds = range(1, sweep.seeds + 1)
+    with locked(sweep.output_dir):
+        tables = {path: load_table(config, path, sweep.target) for config, path in folders.items()}
+        runs = {
+            folder / f"seed-{seed}": replace(config, seed=seed)
+            for seed in seeds
+            for config, folder in folders.items()
+            if seed not in tables[folder]
+        }
         try:
             for name in {config.dataset for config in runs.values()}:
-                load(name, args.data_path, train=True)  # what can't be had is no run's fault
+                load(name, sweep.data_path, train=True)  # download it once, before all runs do
             if runs:
-                carry_out(runs, args, tables)
+                train_all(runs, sweep, tables)
         except KeyboardInterrupt as stop:
-            raise type(stop)("the same command goes on from here") from None
-    results = {configs[folders[folder]]: [tables[folder][seed] for seed in seeds] for folder in folders}
-    every = list(itertools.chain(*results.values()))
-    where = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in every if row["last"]}
-    print(f"`{args.settings}`, seeds 1 to {args.seeds}; {' and '.join(sorted(where))}\n")
-    if args.grid is not None:
-        print(markdown(results, args.target), flush=True)
+            raise type(stop)(CONTINUE) from None
+    tables_by_flags = {flags: tables[folders[config]] for config, flags in sweep.configs.items()}
+    results = {flags: [table[seed] for seed in seeds] for flags, table in tables_by_flags.items()}
+    rows = [row for group in results.values() for row in group]
+    sources = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in rows if row["last"]}
+    print(f"`{sweep.common_flags}`, seeds 1 to {sweep.seeds}; {' and '.join(sorted(sources))}\n")
+    if sweep.grid is not None:
+        print(summary.markdown(results, sweep.target), flush=True)
     else:
-        for column in ("last", "best_on_test")[: 1 + any(row["best_on_test"] for row in every)]:
-            found = figures(every, args.target, column)
-            lines = [f"{column}:", *(f"  {name:34s}{text}" for name, text in found.items())]
+        for column in ("last", "best_on_test")[: 1 + any(row["best_on_test"] for row in rows)]:
+            figures = summary.figures(rows, sweep.target, column)
+            lines = [f"{column}:", *(f"  {name:34s}{value}" for name, value in figures.items())]
             print("\n".join(lines), flush=True)
-        plot(every, args.target, Path(f"{next(iter(folders))}.png"))
-    failed = [f"seed {row['seed']}: {row['error']}" for row in every if row["error"]]
-    if failed:
-        raise UserError(f"{len(failed)} of {len(every)} runs failed, {failed[0]} (the others: column error)")
+        summary.plot(rows, sweep.target, Path(f"{next(iter(folders.values()))}.png"))
+    errors = [f"seed {row['seed']}: {row['error']}" for row in rows if row["error"]]
+    if errors:
+        raise UserError(f"{len(errors)} of {len(rows)} runs diverged, {errors[0]} (all: column error)")

@@ -1,11 +1,11 @@
-"""Read digits by other writers than MNIST's, as ``python -m predict`` does, and count the right ones.
+"""Test trained weights on digits by other writers than MNIST's, prepared as by ``python -m predict``.
 
     python benchmarks/writers.py [FILE …]
 
-They are the 1,797 digits of scikit-learn, by 13 people who filled in forms: the test set of "Optical
-Recognition of Handwritten Digits" (Alpaydin, Kaynak 1998, https://doi.org/10.24432/C50P49), 8×8 pixels each,
-so much coarser than MNIST's. The first 898 had a part in how ``predict`` prepares small pictures; the last
-899 had none.
+The data are the test set of "Optical Recognition of Handwritten Digits" (Alpaydin, Kaynak 1998,
+https://doi.org/10.24432/C50P49), which scikit-learn includes: 1,797 digits on forms that 13 people filled in.
+They are 8×8 pixels each, so much coarser than MNIST's. The preparation of small pictures was tuned on the
+first 898; the last 899 had no part in it.
 """
 
 import sys
@@ -27,14 +27,11 @@ from checkpoint import load_trained
 from predict.preprocess import preprocess
 from runtime.errors import UserError
 
-LOOKED_AT = 898  # pictures; the others are kept apart
+TUNED_ON = 898  # pictures; the others are the hold-out set
 
 
 def load_pictures() -> tuple[list[Image.Image], Tensor]:
-    """Return the pictures, 8×8 and dark on light, and their digits, int64 (1797,).
-
-    Raises ``UserError`` where scikit-learn is missing.
-    """
+    """Load the pictures, 8×8 and dark on light, and their digits, int64 (1797,)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -45,14 +42,12 @@ def load_pictures() -> tuple[list[Image.Image], Tensor]:
 
 
 def main(files: list[str]) -> None:
-    """Print how many digits each of the weights ``files`` gets right. Raises what ``load_trained`` does."""
+    """Print how many digits each of the weights ``files`` reads correctly."""
     pictures, labels = load_pictures()
     images = torch.stack([torch.from_numpy(preprocess(picture)) for picture in pictures])
     for trained in map(load_trained, files) if files else [load_trained(None)]:
-        right = trained.log_probs(images).argmax(dim=1) == labels
-        first, last = int(right[:LOOKED_AT].sum()), int(right[LOOKED_AT:].sum())
-        count = len(labels) - LOOKED_AT
-        print(
-            f"{trained}: {first} of {LOOKED_AT}; kept apart {last} of {count}, {100 * last / count:.2f} %",
-            flush=True,
-        )
+        correct = trained.log_probs(images).argmax(dim=1) == labels
+        first, last = int(correct[:TUNED_ON].sum()), int(correct[TUNED_ON:].sum())
+        count = len(labels) - TUNED_ON
+        result = f"{first} of {TUNED_ON}; kept apart {last} of {count}, {100 * last / count:.2f} %"
+        print(f"{trained}: {result}", flush=True)

@@ -1,0 +1,116 @@
+"""The sweep in workers of Ray: killed or not, the runs are main.py's; and errors of Ray are one line."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from test_sweep import SHORT, check_against_main, run_sweep
+
+from benchmarks import sweep
+from benchmarks.arguments import parse_sweep
+from runtime.errors import UserError
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="--device cuda is no mistake here")
+def test_an_error_in_a_worker_is_the_same_line(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    run = tmp_path / "default-epochs=1" / "seed-1"
+    run.mkdir(parents=True)
+    (run / "last.pt").write_bytes(b"damaged")
+    for flags, start in (
+        (["--device", "cuda"], "argument --device"),
+        (["--epochs", "1"], f"{run}: {run}/last.pt is damaged"),
+    ):
+        lines = []
+        for jobs in ("1", "2"):
+            process = run_sweep(tmp_path, "--seeds", "1", "--jobs", jobs, *flags)
+            lines.append(process.communicate(timeout=300)[1])
+        assert lines[0] == lines[1] and lines[0].startswith(f"sweep.py: error: {start}")
+        assert lines[0].count("\n") == 1 and not list(tmp_path.glob("*.csv"))
+
+
+def test_without_ray_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install ray.*--jobs 1"):
+        sweep.main(*parse_sweep(["--output-dir", str(tmp_path)]))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
+def test_a_cluster_that_is_not_there(address: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match="--jobs 1") as caught:
+        sweep.main(*parse_sweep(["--output-dir", str(tmp_path), "--address", address]))
+    assert "pip install" not in str(caught.value)
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="how long the path of a socket may be depends on the system"
+)
+def test_a_path_that_is_too_long_for_ray_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 120)))
+    with pytest.raises(UserError, match=r"AF_UNIX path.*xxx.*: set RAY_TMPDIR to .*--jobs 1") as caught:
+        sweep.main(*parse_sweep(["--output-dir", str(tmp_path)]))
+    assert "pip install" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 200) -> None:
+    end = time.time() + seconds
+    while not condition():
+        assert time.time() < end
+        time.sleep(0.1)
+
+
+def epochs(folder: Path) -> list[int]:
+    """Return how many epochs each run in ``folder`` has completed."""
+    return [path.read_text().count("holdout") for path in folder.glob("*/*/metrics.csv")]
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "sweep").mkdir()
+    flags = [*SHORT, "--seeds", "2", "--jobs", "2"]
+    first = run_sweep(tmp_path / "sweep", *flags)
+    wait_for(lambda: any(count >= 2 for count in epochs(tmp_path / "sweep")))
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    second = run_sweep(tmp_path / "sweep", *flags)
+    out, err = second.communicate(timeout=500)
+    assert second.returncode == 0, out + err
+    check_against_main(tmp_path / "sweep", SHORT, tmp_path / "alone", seeds=[1, 2])
+    logs = [path.read_text() for path in (tmp_path / "sweep").glob("*/seed-*.log")]
+    assert any("Continuing after epoch" in log for log in logs)
+
+
+@pytest.mark.slow
+def test_a_node_that_is_killed_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "sweep").mkdir()
+    options = {"object_store_memory": 100 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **options})
+    try:
+        nodes = [cluster.add_node(num_cpus=1, object_store_memory=100 << 20) for _ in range(2)]
+        driver = run_sweep(tmp_path / "sweep", *SHORT, "--seeds", "2", "--address", cluster.address)
+        wait_for(lambda: len([count for count in epochs(tmp_path / "sweep") if count >= 2]) >= 2)
+        raylet = nodes[0].all_processes["raylet"][0].process.pid
+        workers = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+        for process in (raylet, *map(int, workers)):
+            os.kill(process, signal.SIGKILL)
+        out, err = driver.communicate(timeout=500)
+        assert driver.returncode == 0, out + err
+    finally:
+        cluster.shutdown()  # type: ignore[no-untyped-call]
+    check_against_main(tmp_path / "sweep", SHORT, tmp_path / "alone", seeds=[1, 2])
+    logs = [path.read_text() for path in (tmp_path / "sweep").glob("*/seed-*.log")]
+    assert sum("Continuing after epoch" in log for log in logs) == 1
