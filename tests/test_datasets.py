@@ -3,8 +3,6 @@
 import gzip
 import hashlib
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,15 +81,6 @@ def test_reading_writes_nothing() -> None:
     before = state()
     get_loaders(ORIGINAL, CPU)
     assert state() == before
-
-
-def test_the_commands_start_without_slow_imports() -> None:
-    """They take seconds, and most runs don't need them."""
-    code = (
-        "import sys, utils, main, predict.command, export.command\n"
-        "print({'torchvision', 'matplotlib', 'torchsummary', 'onnx'} & sys.modules.keys())"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "set()\n"
 
 
 def test_measuring_mnist_gives_its_constants(train_set: Set) -> None:

@@ -260,6 +260,7 @@ def test_pictures_may_lie_at_any_path(tmp_path: Path) -> None:
     assert {row["data_path"] for table in tables for row in table} == expected
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
     """A real start, where stdout and the run's log are ASCII by default."""
     make_pictures(tmp_path / "七")

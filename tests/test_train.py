@@ -30,9 +30,9 @@ def test_learns_from_real_images(train_set: Set) -> None:
     torch.manual_seed(0)
     model = speed_up(Net())
     optimizer = SGD(model.parameters(), lr=0.2, momentum=0.9)
-    loader = make_loader(train_set, 60_000, 128)
+    loader = make_loader(train_set, 60_000, 64)
     _, accuracy = train(model, CPU, loader, optimizer=optimizer, epoch=1, limit_batches=100)
-    assert accuracy > 60  # chance is 10; it reaches about 79
+    assert accuracy > 60  # chance is 10; it reaches about 76
     model.eval()
     with torch.no_grad():
         predictions = model(normalize(train_set[0][-2000:, None])).argmax(dim=1)
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(train_set: Set, batch: int) -> 
 
     model.register_forward_hook(poison)
     with pytest.raises(UserError, match=r"became nan in epoch 3, by batch \d+: try a lower --max-lr"):
-        loader, optimizer = make_loader(train_set, 64 * 60), SGD(model.parameters(), lr=0.01)
+        loader, optimizer = make_loader(train_set, 8 * 60, 8), SGD(model.parameters(), lr=0.01)
         train(model, CPU, loader, optimizer=optimizer, epoch=3)
     assert calls <= batch + 26
 
