@@ -44,37 +44,64 @@ round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coord
 """
 
 import math
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from datasets import MNIST, Dataset
-from datasets.pictures import Floats, PictureError, border, fit_to_28x28, read_colors, read_picture
+from datasets.pictures import Floats, PictureError, border
+from predict.segment import STRONG, Box, find_digits
 
 MIN_CONTRAST = 0.1  # of the way from black to white
+UNEVEN = 0.3  # share of the border that is ink: then the background varies
+REDUCED, WINDOW = 64, 21  # pixels: the longer side on which a varying background is measured, the median's side
 ENLARGE = 4  # times, a picture smaller than MNIST's
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
-STRONG, SPECKS = 0.35, 0.01  # ink that counts for the digit's box; share of it that may lie outside at a side
-TIE = 1e-6  # pixels; more than float64 errs in step 10
+SPECKS = 0.01  # share of the strong ink that may lie outside the digit's box at a side
+VISIBLE = 0.1  # ink that counts for the strength of a stroke
+TIE = 1e-6  # pixels; more than float64 errs in step 12
 DIGIT, FRAME = 20, 28  # pixels: the digit's longer side, the picture's sides
 
 
-def find_ink(rgb: Floats) -> Floats:
-    """Return how far each pixel of ``rgb`` (H, W, 3) is from the background, (H, W) in [0, 1]: steps 4 and 5.
+def distance(rgb: Floats, background: Floats) -> Floats:
+    """Return how far each pixel of ``rgb`` (H, W, 3) is from ``background``, (3,) or (H, W, 3): (H, W)."""
+    red, green, blue = (np.abs(rgb[..., i] - background[..., i]) for i in range(3))
+    return np.maximum(np.maximum(red, green), blue)
 
-    Of a picture smaller than MNIST's, it is (4 H, 4 W), and a little less than 0 or more than 1 where the
-    interpolation overshoots. Raises ``PictureError`` where the picture is blank.
+
+def is_strong(ink: Floats) -> NDArray[np.bool_]:
+    """Return where ``ink`` (H, W) is strong after the cut in step 6."""
+    return ink >= (LOW + STRONG * (HIGH - LOW)) * ink.max()
+
+
+def local_background(rgb: Floats) -> Floats:
+    """Return the median of ``rgb`` (H, W, 3) around each pixel: step 5."""
+    picture = Image.fromarray(np.floor(rgb * 255 + 0.5).astype(np.uint8))
+    scale = REDUCED / max(picture.size)
+    width, height = (max(1, math.floor(side * scale + 0.5)) for side in picture.size)
+    reduced = picture.resize((width, height), Image.Resampling.BOX).filter(ImageFilter.MedianFilter(WINDOW))
+    return np.asarray(reduced.resize(picture.size, Image.Resampling.BILINEAR)) / 255
+
+
+def find_ink(rgb: Floats) -> Floats:
+    """Return where the ink is in ``rgb`` (H, W, 3), (H, W) in [0, 1]: steps 4 to 6.
+
+    The ink of a picture smaller than MNIST's is (4 H, 4 W). Raises ``PictureError`` where it is blank.
     """
-    ink: Floats = np.abs(rgb - np.median(border(rgb), axis=0)).max(axis=2)
+    ink = distance(rgb, np.median(border(rgb), axis=0))
+    strong = is_strong(ink)
+    if strong.mean() > 0.5:
+        ink = distance(rgb, np.median(rgb, axis=(0, 1)))
+        strong = is_strong(ink)
+    if min(ink.shape) >= REDUCED and border(strong).mean() > UNEVEN:
+        ink = distance(rgb, local_background(rgb))
     if not ink.max() >= MIN_CONTRAST:
         raise PictureError("it is blank: nothing in it stands out from the background")
     if max(ink.shape) < FRAME:
         size = (ENLARGE * ink.shape[1], ENLARGE * ink.shape[0])
         enlarged = Image.fromarray(ink.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
         ink = np.asarray(enlarged, dtype=np.float64)
-    return ink
+    return np.clip((ink / ink.max() - LOW) / (HIGH - LOW), 0, 1)
 
 
 def resampling(n: int, m: int) -> Floats:
@@ -96,47 +123,50 @@ def span(sums: Floats) -> slice:
     return slice(int(first), int(last) + 1)
 
 
-def centre(ink: Floats) -> Floats:
-    """Return the digit in ``ink``, (H, W), above 0 somewhere, as MNIST has it: steps 6 to 10.
-
-    The result is (28, 28) in [0, 1], the digit light on dark.
-    """
-    ink = np.clip((ink / ink.max() - LOW) / (HIGH - LOW), 0, 1)
+def crop(ink: Floats) -> Box:
+    """Return the box of the digit in ``ink`` (H, W): step 9."""
     strong = np.where(ink >= STRONG, ink, 0)
-    ink = ink[span(strong.sum(axis=1)), span(strong.sum(axis=0))]
+    rows, columns = span(strong.sum(axis=1)), span(strong.sum(axis=0))
+    return Box(columns.start, rows.start, columns.stop, rows.stop)
 
+
+def centre(ink: Floats) -> NDArray[np.uint8]:
+    """Return ``ink`` (H, W), cropped to a digit, as MNIST has it, uint8 (28, 28): steps 10 to 12."""
     height, width = ink.shape
     longer = max(height, width)
     new_height, new_width = (max(1, math.floor(DIGIT * side / longer + 0.5)) for side in (height, width))
     ink = resampling(height, new_height) @ ink @ resampling(width, new_width).T
     ink = ink / ink.max()
+    visible = np.sort(ink[ink > VISIBLE])
+    ink = np.minimum(ink / visible[3 * len(visible) // 4], 1)
 
     mass = ink.sum()
     top = math.floor(FRAME / 2 - np.arange(new_height) @ ink.sum(axis=1) / mass + TIE + 0.5)
     left = math.floor(FRAME / 2 - np.arange(new_width) @ ink.sum(axis=0) / mass + TIE + 0.5)
     top = min(max(top, 0), FRAME - new_height)
     left = min(max(left, 0), FRAME - new_width)
-    framed = np.zeros((FRAME, FRAME))
-    framed[top : top + new_height, left : left + new_width] = ink
+    framed = np.zeros((FRAME, FRAME), dtype=np.uint8)
+    framed[top : top + new_height, left : left + new_width] = np.floor(255 * ink + 0.5)
     return framed
 
 
-def preprocess(picture: Image.Image) -> NDArray[np.uint8]:
-    """Return the digit in ``picture`` as MNIST has it, uint8 (28, 28), light on dark: steps 1 to 10.
+def read_digits(rgb: Floats) -> list[list[tuple[Box, NDArray[np.uint8]]]]:
+    """Return the digits in ``rgb`` (H, W, 3), line by line: the box of each and what MNIST would make of it.
 
-    Raises ``PictureError`` where the picture is blank, and what ``read_colors`` raises.
+    The boxes are in pixels of ``rgb``, the images uint8 (28, 28), light on dark. Steps 4 to 12.
     """
-    return np.floor(centre(find_ink(read_colors(picture))) * 255 + 0.5).astype(np.uint8)
+    ink = find_ink(rgb)
+    scale = ink.shape[0] // rgb.shape[0]  # more than 1 where a small picture was enlarged
+    found = []
+    for line in find_digits(ink):
+        row = []
+        for place, part in line:
+            box = crop(part)
+            image = centre(part[box.top : box.bottom, box.left : box.right])
+            shifts = (place.left, place.top, place.left, place.top)
+            left, top, right, bottom = (side + shift for side, shift in zip(box, shifts, strict=True))
+            row.append((Box(left // scale, top // scale, -(-right // scale), -(-bottom // scale)), image))
+        found.append(row)
+    return found
 
 
-def preprocess_file(file: BinaryIO, dataset: Dataset = MNIST) -> NDArray[np.uint8]:
-    """Return the picture in ``file`` as an image of ``dataset``, uint8 (28, 28); an animation's first frame.
-
-    Where they have MNIST's form, that is what ``preprocess`` makes of it. Else it is scaled whole by
-    ``datasets.pictures.fit_to_28x28``, and inverted if the data set's images are light on dark and its border is light.
-    Raises ``PictureError`` where there is none: no picture, a damaged, enormous or blank one.
-    """
-    if dataset.digit_like:
-        return read_picture(file, preprocess)
-    image = read_picture(file, fit_to_28x28)
-    return 255 - image if dataset.light_on_dark and np.median(border(image)) > 127 else image
