@@ -12,8 +12,9 @@ STRONG = 0.35  # ink that belongs to a component
 STRIP, INSIDE, LIGHT = 0.1, 0.8, 0.3  # scraps: width of the strip, share of them in it, their weight
 BRIDGED = 1 / 25  # of a digit's height: half of the gap that a broken stroke may have
 SMALL = 0.15  # of a digit's height: a smaller piece is a speck
-LOW, TALL, FAINT = 0.5, 2.0, 0.3  # of the others' height, height and weight: limits of a digit
+LOW, TALL, FAINT = 0.5, 2.0, 0.2  # of the others' height, height and weight: limits of a digit
 SEVERAL = 40  # pixels: a smaller picture is of one digit
+BESIDE = 0.6  # of the taller's height: what two digits have beside each other
 MOST = 100  # pieces; more are no digits
 
 Labels = NDArray[np.int64]
@@ -35,9 +36,9 @@ def label(mask: Mask) -> Labels:
     The result is (H, W), 0 where ``mask`` is False. It joins runs: the stretches of True in a row.
     """
     height, width = mask.shape[0], mask.shape[1] + 2
-    padded = np.zeros((height, width), dtype=np.int8)
+    padded = np.zeros((height, width), dtype=bool)
     padded[:, 1:-1] = mask
-    edges = np.flatnonzero(np.diff(padded.ravel())) + 1
+    edges = np.flatnonzero(padded.ravel()[1:] != padded.ravel()[:-1]) + 1
     starts, ends = edges[::2], edges[1::2]
     # The runs of the next row that touch a run, also diagonally, are those from first to last.
     first = np.searchsorted(ends, starts + width, side="left")
@@ -74,12 +75,14 @@ def measure(labels: Labels) -> tuple[Labels, Labels]:
 
 def dilate(mask: Mask, reach: int) -> Mask:
     """Return True where ``mask`` (H, W) is True within ``reach`` rows and columns."""
-    for axis in (0, 1):
-        length = mask.shape[axis]
-        sums = np.cumsum(np.pad(mask, [(reach + 1, reach) if i == axis else (0, 0) for i in (0, 1)]), axis)
-        mask = np.take(sums, range(2 * reach + 1, 2 * reach + 1 + length), axis) > np.take(
-            sums, range(length), axis
-        )
+    for _ in range(2):  # along the columns, then along the rows
+        mask = np.pad(mask, ((reach, reach), (0, 0)))
+        size = 1  # of the window that mask covers
+        while size <= 2 * reach:
+            step = min(size, 2 * reach + 1 - size)
+            mask = mask[:-step] | mask[step:]
+            size += step
+        mask = mask.T
     return mask
 
 
@@ -135,6 +138,12 @@ def join(boxes: list[Box], height: int) -> list[list[int]]:
     return groups
 
 
+def side_by_side(boxes: Labels) -> bool:
+    """Return whether the two ``boxes`` are beside each other, as two digits are and a broken one isn't."""
+    both = boxes[:, 3].min() - boxes[:, 1].max()
+    return bool(both >= BESIDE * (boxes[:, 3] - boxes[:, 1]).max())
+
+
 def lines(boxes: list[Box]) -> list[list[int]]:
     """Return the indices of ``boxes`` line by line, from left to right in each."""
     rows: list[list[int]] = []
@@ -175,9 +184,9 @@ def find_digits(ink: Floats) -> list[list[tuple[Box, Floats]]]:
     heights = boxes[:, 3] - boxes[:, 1]
     height = typical(heights, areas)
     good = (heights >= LOW * height) & (heights <= TALL * height) & (areas >= FAINT * np.median(areas))
-    if good.sum() < 2:
-        return whole
     chosen = np.flatnonzero(good)
+    if len(chosen) < 2 or (len(chosen) == 2 and not side_by_side(boxes[chosen])):
+        return whole
     found = []
     for i in chosen:
         box = Box(*boxes[i].tolist())
