@@ -44,17 +44,21 @@ round(x) is floor(x + 0.5); a pixel's centre has its whole-number index as coord
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from datasets.pictures import Floats, PictureError, border
+from datasets.pictures import Floats, PictureError, border, read_colors
 from predict.segment import STRONG, Box, find_digits
 
 MIN_CONTRAST = 0.1  # of the way from black to white
 UNEVEN = 0.3  # share of the border that is ink: then the background varies
-REDUCED, WINDOW = 64, 21  # pixels: the longer side on which a varying background is measured, the median's side
+REDUCED, WINDOW = (
+    64,
+    21,
+)  # pixels: the longer side on which a varying background is measured, the median's side
 ENLARGE = 4  # times, a picture smaller than MNIST's
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
 SPECKS = 0.01  # share of the strong ink that may lie outside the digit's box at a side
@@ -150,11 +154,15 @@ def centre(ink: Floats) -> NDArray[np.uint8]:
     return framed
 
 
-def read_digits(rgb: Floats) -> list[list[tuple[Box, NDArray[np.uint8]]]]:
-    """Return the digits in ``rgb`` (H, W, 3), line by line: the box of each and what MNIST would make of it.
+class Found(NamedTuple):
+    """A digit in a picture: where it is, and what MNIST would make of it, uint8 (28, 28), light on dark."""
 
-    The boxes are in pixels of ``rgb``, the images uint8 (28, 28), light on dark. Steps 4 to 12.
-    """
+    box: Box
+    image: NDArray[np.uint8]
+
+
+def read_digits(rgb: Floats) -> list[list[Found]]:
+    """Return the digits in ``rgb`` (H, W, 3), line by line, with boxes in its pixels: steps 4 to 12."""
     ink = find_ink(rgb)
     scale = ink.shape[0] // rgb.shape[0]  # more than 1 where a small picture was enlarged
     found = []
@@ -163,10 +171,14 @@ def read_digits(rgb: Floats) -> list[list[tuple[Box, NDArray[np.uint8]]]]:
         for place, part in line:
             box = crop(part)
             image = centre(part[box.top : box.bottom, box.left : box.right])
-            shifts = (place.left, place.top, place.left, place.top)
-            left, top, right, bottom = (side + shift for side, shift in zip(box, shifts, strict=True))
-            row.append((Box(left // scale, top // scale, -(-right // scale), -(-bottom // scale)), image))
+            left, top = place.left + box.left, place.top + box.top
+            right, bottom = place.left + box.right, place.top + box.bottom
+            box = Box(left // scale, top // scale, -(-right // scale), -(-bottom // scale))
+            row.append(Found(box, image))
         found.append(row)
     return found
 
 
+def preprocess(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return the first digit in ``picture`` as MNIST has it, uint8 (28, 28), light on dark: steps 1 to 12."""
+    return read_digits(read_colors(picture))[0][0].image
