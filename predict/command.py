@@ -22,107 +22,104 @@ from runtime.errors import UserError
 from runtime.files import replace_file
 
 UNSURE = 0.85  # a lower confidence is unsure: docs/predict.md says how it was chosen
-MANY = 20  # pictures get a progress bar
+MANY = 20  # pictures have a progress bar
 
 
 @dataclass(frozen=True)
-class Digit:
-    """The two most probable classes of a digit or thing, with their probabilities, in [0, 1].
+class Answer:
+    """The most probable classes and their probabilities, in [0, 1]; a number has no runner-up.
 
-    The classes are MNIST's digits, as int, or the names of another data set's. ``box`` is left, top, right
-    and bottom in pixels of the picture, upright.
+    A class is a digit, as int, or another data set's name; a number is a text, with spaces between lines.
     """
 
-    prediction: int | str
-    confidence: float
-    runner_up: int | str
-    runner_up_confidence: float
-    unsure: bool
-    box: Box
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a file shows: one class like a ``Digit``, or several as one text, a space between lines.
-
-    The confidence of several is the product of theirs, and they have no runner-up.
-    """
-
-    file: str
     prediction: int | str
     confidence: float
     runner_up: int | str | None
     runner_up_confidence: float | None
     unsure: bool
-    digits: list[Digit]
 
     def __str__(self) -> str:
-        first = self.digits[0]
-        text = f"{printable(self.file)}: {printable(str(self.prediction))} ({self.confidence:.2%}), "
-        if len(self.digits) == 1:
-            text += f"runner-up {printable(str(first.runner_up))} ({first.runner_up_confidence:.2%})"
-        else:
-            text += ", ".join(f"{printable(str(d.prediction))} {d.confidence:.2%}" for d in self.digits)
-        for i, d in enumerate(self.digits, 1):
-            place = f" digit {i}," if len(self.digits) > 1 else ""
-            if d.unsure:
-                text += f"; unsure:{place} {printable(str(d.prediction))} or {printable(str(d.runner_up))}"
-        return text
+        return f"{printable(self.prediction)} {self.confidence:.2%}"
 
 
-def printable(name: str) -> str:
+@dataclass(frozen=True)
+class Digit(Answer):
+    box: Box  # in pixels of the upright picture
+
+
+def printable(name: int | str) -> str:
     """Return ``name``, of a file or class, in a form that fits in one line."""
-    return name if name.isprintable() else ascii(name)
+    return str(name) if str(name).isprintable() else ascii(name)
+
+
+def as_line(file: str, whole: Answer, digits: list[Digit]) -> str:
+    """Return the answers for ``file`` as one line of text."""
+    text = f"{printable(file)}: {printable(whole.prediction)} ("
+    if whole.runner_up is None:
+        text += ", ".join(map(str, digits)) + ")"
+    else:
+        text += f"{whole.confidence:.2%}), runner-up {printable(whole.runner_up)} "
+        text += f"({whole.runner_up_confidence:.2%})"
+    for place, digit in enumerate(digits, 1):
+        if digit.unsure:
+            text += f"; unsure{f' of digit {place}' if len(digits) > 1 else ''}: "
+            text += f"{printable(digit.prediction)} or {printable(str(digit.runner_up))}"
+    return text
 
 
 def expand(name: str) -> list[str]:
-    """Return the pictures in the folder ``name``, sorted, or ``name`` itself if it is none."""
+    """Return the pictures in the folder ``name``, sorted, or ``name`` itself if it is a file or has none."""
     if not Path(name).is_dir():
         return [name]
     suffixes = {*Image.registered_extensions(), ".heic", ".heif"}
-    files = sorted(path for path in Path(name).iterdir() if path.suffix.lower() in suffixes)
-    return [str(path) for path in files if not path.name.startswith(".")] or [name]
+    files = [path for path in Path(name).iterdir() if path.suffix.lower() in suffixes]
+    return sorted(str(path) for path in files if not path.name.startswith(".")) or [name]
 
 
 def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Found]]]:
-    """Read the file ``name``, or stdin for '-': its colours, and what the network is shown, line by line.
+    """Read the file ``name``, or stdin for '-': colours, their reduction, what the network is shown by line.
 
-    The colours are RGB (H, W, 3) in [0, 1], reduced by the second result, a factor.
+    The colours are RGB (H, W, 3) in [0, 1]; the picture has as many times their pixels as the second result.
     """
 
     def prepare(picture: Image.Image) -> tuple[Floats, float, list[list[Found]]]:
         longer = max(picture.size)
+        rgb = read_colors(picture)
         if dataset.digit_like:
-            rgb = read_colors(picture)
             return rgb, longer / max(rgb.shape), read_digits(rgb)
         image = fit_to_28x28(picture)
         if dataset.light_on_dark and np.median(border(image)) > 127:
             image = 255 - image
-        rgb = read_colors(picture)
         return rgb, longer / max(rgb.shape), [[Found(Box(0, 0, rgb.shape[1], rgb.shape[0]), image)]]
 
     with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
         return read_picture(file, prepare)
 
 
-def predict(trained: Trained, file: str, found: list[list[Found]], scale: float = 1) -> Prediction:
-    """Return what ``trained`` predicts for what was ``found`` in ``file``; ``scale`` enlarges the boxes."""
-    images = torch.from_numpy(np.stack([one.image for line in found for one in line]))
+def predict(trained: Trained, found: list[list[Found]], scale: float = 1) -> tuple[Answer, list[Digit]]:
+    """Return the answer of ``trained`` to what was ``found``, and that to each digit; ``scale`` the boxes."""
+    digits = [digit for line in found for digit in line]
     names: list[int] | list[str] = list(range(10)) if trained.dataset == MNIST else [*trained.dataset.classes]
-    (first, second), labels = (top.T.tolist() for top in trained.log_probs(images).exp().topk(2))
-    best, runner_up = ([names[label] for label in row] for row in labels)
-    boxes = [Box(*(math.floor(side * scale + 0.5) for side in one.box)) for line in found for one in line]
-    unsure = [confidence < UNSURE for confidence in first]
-    digits = list(map(Digit, best, first, runner_up, second, unsure, boxes))
-    if len(digits) == 1:
-        return Prediction(file, best[0], first[0], runner_up[0], second[0], unsure[0], digits)
-    texts = iter(map(str, best))
-    text = " ".join("".join(next(texts) for _ in line) for line in found)
-    return Prediction(file, text, math.prod(first), None, None, any(unsure), digits)
+    probabilities = trained.log_probs(torch.from_numpy(np.stack([image for _, image in digits]))).exp()
+    answers = []
+    for (first, second), labels, (box, _) in zip(
+        *(t.tolist() for t in probabilities.topk(2)), digits, strict=True
+    ):
+        best, runner_up = (names[label] for label in labels)
+        place = Box(*(math.floor(side * scale + 0.5) for side in box))
+        answers.append(Digit(best, first, runner_up, second, first < UNSURE, place))
+    if len(answers) == 1:
+        return answers[0], answers
+    texts = iter(str(answer.prediction) for answer in answers)
+    number = " ".join("".join(next(texts) for _ in line) for line in found)
+    confidence = math.prod(answer.confidence for answer in answers)
+    return Answer(number, confidence, None, None, any(answer.unsure for answer in answers)), answers
 
 
-def predictions(trained: Trained, files: list[str], folder: Path | None) -> Iterator[Prediction]:
-    """Yield the prediction for each of ``files`` that can be read; print a line on stderr for each other."""
+def read_all(
+    trained: Trained, files: list[str], folder: Path | None
+) -> Iterator[tuple[str, Answer, list[Digit]]]:
+    """Yield the answers for each of ``files`` that can be read; print a line on stderr for each other."""
     bar = tqdm(files, unit=" pictures", leave=False, disable=None if len(files) >= MANY else True)
     for number, file in enumerate(bar, 1):
         try:
@@ -131,12 +128,11 @@ def predictions(trained: Trained, files: list[str], folder: Path | None) -> Iter
             reason = error.strerror if isinstance(error, OSError) else error
             bar.write(f"predict: error: {printable(file)}: {reason}", file=sys.stderr)
             continue
-        prediction = predict(trained, file, found, scale)
+        whole, digits = predict(trained, found, scale)
         if folder is not None:
-            answers = [f"{d.prediction} {d.confidence:.0%}" for d in prediction.digits]
-            sheet = draw_sheet(rgb, [one for line in found for one in line], answers)
+            sheet = draw_sheet(rgb, [one for line in found for one in line], list(map(str, digits)))
             replace_file(folder / f"{number}-{Path(file).name}.png", sheet)
-        yield prediction
+        yield file, whole, digits
 
 
 def main(images: list[str], weights: str | None, as_json: bool, save: str | None) -> int:
@@ -147,12 +143,13 @@ def main(images: list[str], weights: str | None, as_json: bool, save: str | None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     files, count = [file for name in images for file in expand(name)], 0
-    for count, prediction in enumerate(predictions(trained, files, folder), 1):
-        text = str(prediction)
+    for count, (file, whole, digits) in enumerate(read_all(trained, files, folder), 1):
         if as_json:
-            text = json.dumps([asdict(prediction)], indent=2)[2:-2]
-            text = ("[\n" if count == 1 else ",\n") + text
-        tqdm.write(text, end="" if as_json else "\n")
+            entry = {"file": file, **asdict(whole), "digits": list(map(asdict, digits))}
+            text = ("[" if count == 1 else ",") + json.dumps([entry], indent=2)[1:-2]
+        else:
+            text = as_line(file, whole, digits) + "\n"
+        tqdm.write(text, end="")
         sys.stdout.flush()
     if as_json:
         print("\n]" if count else "[]", flush=True)

@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 from datasets.pictures import Floats, border
 
 STRONG = 0.35  # ink that belongs to a component
-STRIP, INSIDE, LIGHT = 0.1, 0.8, 0.3  # step 7: strip of the shorter side, share within it, share of the heaviest
+STRIP, INSIDE, LIGHT = (
+    0.1,
+    0.8,
+    0.3,
+)  # step 7: strip of the shorter side, share within it, share of the heaviest
 SEVERAL, MOST = 40, 100  # pixels: a smaller picture is of one digit; pieces: more are no digits
 BRIDGED, SPECK = 0.04, 0.15  # of the typical height: reach over gaps in a stroke, smallest piece
 LOW, TALL, FAINT = 0.5, 2.0, 0.2  # of the typical height, twice; of the mean area: limits of a digit
