@@ -162,9 +162,10 @@ def find_digits(ink: Floats) -> list[list[tuple[Box, Floats]]]:
     """
     ink = drop_scraps(ink)
     strong, whole = ink >= STRONG, [[(Box(0, 0, ink.shape[1], ink.shape[0]), ink)]]
-    if max(ink.shape) < SEVERAL:
+    boxes, areas = measure(label(strong))
+    if max(ink.shape) < SEVERAL or len(boxes) < 2:
         return whole
-    reach = max(1, math.floor(BRIDGED * typical_height(*measure(label(strong))) + 0.5))
+    reach = max(1, math.floor(BRIDGED * typical_height(boxes, areas) + 0.5))
     labels = label(dilate(strong, reach)) * strong
     boxes, areas = measure(labels)
     height = typical_height(boxes, areas)
