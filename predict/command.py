@@ -92,6 +92,8 @@ def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Fo
             image = 255 - image
         return rgb, longer / max(rgb.shape), [[Found(Box(0, 0, rgb.shape[1], rgb.shape[0]), image)]]
 
+    if Path(name).is_dir():
+        raise UserError("there is no picture in this folder")
     with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
         return read_picture(file, prepare)
 
@@ -135,7 +137,7 @@ def read_all(
         yield file, whole, digits
 
 
-def main(images: list[str], weights: str | None, as_json: bool, save: str | None) -> int:
+def main(images: list[str], weights: str | None, as_json: bool = False, save: str | None = None) -> int:
     """Print the predictions for ``images``; return the exit status, 1 if one of them can't be read."""
     trained = load_trained(weights)
     print(f"Weights: {trained}", file=sys.stderr)
