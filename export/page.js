@@ -271,7 +271,7 @@ function prepare(drawing, side) {
 
 const SIDE = 200;     // pixels of the drawing that is read; the one that is shown has the screen's
 const PEN = 0.075;    // the pen's width; this and all positions are shares of the drawing area's side
-const UNSURE = 0.85;  // a lower probability is unsure, as in predict/command.py
+const UNSURE = 0.85, HEAVY = 102;  // unsure: a lower probability, a higher mean of the picture, as for predict
 const NUDGE = 0.025;  // how far an arrow key moves the pen
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -338,6 +338,7 @@ function showReading(lines) {
   const found = lines.map((line) => line.map((picture) => network(picture).map(Math.exp)));
   const best = (shares) => shares.indexOf(largest(shares));
   const number = found.map((line) => line.map(best).join("")).join(" ");
+  const heavy = pictures.some((picture) => sum(picture) > HEAVY * picture.length);
   const least = found.flat().sort((a, b) => largest(a) - largest(b))[0];
   const percent = (share) => share > 0.995 ? ">\u00a099\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
   bars.forEach((row, digit) => {
@@ -346,7 +347,7 @@ function showReading(lines) {
     row.cells[2].textContent = least ? percent(least[digit]) : "–";
   });
   let certainty = percent(found.flat().reduce((product, shares) => product * largest(shares), 1));
-  if (least && largest(least) < UNSURE) {
+  if (least && (heavy || largest(least) < UNSURE)) {
     const others = least.map((share, digit) => (digit === best(least) ? 0 : share));
     certainty = `unsure:\n${best(least)} or ${best(others)}`;
   }

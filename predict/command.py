@@ -21,7 +21,7 @@ from predict.sheet import draw_sheet
 from runtime.errors import UserError
 from runtime.files import replace_file
 
-UNSURE = 0.85  # a lower confidence is unsure: docs/predict.md says how it was chosen
+UNSURE, HEAVY = 0.85, 102  # unsure: a lower confidence, a higher mean of the image. docs/predict.md says why
 MANY = 20  # pictures have a progress bar
 
 
@@ -104,12 +104,13 @@ def predict(trained: Trained, found: list[list[Found]], scale: float = 1) -> tup
     names: list[int] | list[str] = list(range(10)) if trained.dataset == MNIST else [*trained.dataset.classes]
     probabilities = trained.log_probs(torch.from_numpy(np.stack([image for _, image in digits]))).exp()
     answers = []
-    for (first, second), labels, (box, _) in zip(
+    for (first, second), labels, (box, image) in zip(
         *(t.tolist() for t in probabilities.topk(2)), digits, strict=True
     ):
         best, runner_up = (names[label] for label in labels)
         place = Box(*(math.floor(side * scale + 0.5) for side in box))
-        answers.append(Digit(best, first, runner_up, second, first < UNSURE, place))
+        unsure = first < UNSURE or (trained.dataset.digit_like and bool(image.mean() > HEAVY))
+        answers.append(Digit(best, first, runner_up, second, unsure, place))
     if len(answers) == 1:
         return answers[0], answers
     texts = iter(str(answer.prediction) for answer in answers)

@@ -133,7 +133,9 @@ def draw_page(seed: int, digits: list[tuple[int, Floats]]) -> tuple[Image.Image,
             name, ink = digits[i]
             height = size * rng.uniform(0.8, 1.15) * min(1, 1.2 * ink.shape[0] / ink.shape[1])
             width = max(3, int(height * ink.shape[1] / ink.shape[0]))
-            scaled = np.asarray(Image.fromarray((ink * 255).astype(np.uint8)).resize((width, int(height)))) / 255
+            scaled = (
+                np.asarray(Image.fromarray((ink * 255).astype(np.uint8)).resize((width, int(height)))) / 255
+            )
             y = int(size / 2 + pitch * line + (size - height) / 2 + size * rng.uniform(-0.08, 0.08))
             page[y : y + int(height), x : x + width] = scaled
             x, text = x + width + int(size * gap * rng.uniform(0.8, 1.2)), text + str(name)
