@@ -12,7 +12,7 @@ from predict.segment import STRONG, Box, find_digits
 
 MIN_CONTRAST = 0.1  # of the way from black to white
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
-UNEVEN = 0.3  # share of the border that is ink: then the background varies
+UNEVEN, FRAMED = 0.3, 0.9  # share of the border that is ink if the background varies; more is a frame
 REDUCED, WINDOW = (
     64,
     21,
@@ -54,7 +54,8 @@ def find_ink(rgb: Floats) -> Floats:
     ink, cut = distance(rgb, np.median(border(rgb), axis=0)), LOW + STRONG * (HIGH - LOW)
     if (ink >= cut * ink.max()).mean() > 0.5:
         ink = distance(rgb, np.median(rgb, axis=(0, 1)))
-    if min(ink.shape) >= REDUCED and (border(ink) >= cut * ink.max()).mean() > UNEVEN:
+    share = (border(ink) >= cut * ink.max()).mean()
+    if min(ink.shape) >= REDUCED and UNEVEN < share < FRAMED:
         ink = distance(rgb, local_background(rgb))
     if not ink.max() >= MIN_CONTRAST:
         raise PictureError("it is blank: nothing in it stands out from the background")

@@ -23,7 +23,7 @@ from PIL import Image
 from torchvision import transforms
 
 import predict.command as command
-from checkpoint import Trained, load_trained, newest_trained
+from checkpoint import load_trained, newest_trained
 from datasets import MNIST, Dataset, load_mnist
 from datasets.pictures import read_colors
 from model import Net
