@@ -77,19 +77,20 @@ def expand(name: str) -> list[str]:
 
 
 def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Found]]]:
-    """Read the file ``name``, or stdin for '-': colours, their reduction, what the network is shown by line.
+    """Read the file ``name``, or stdin for '-': its colours, their reduction, and the digits, line by line.
 
     The colours are RGB (H, W, 3) in [0, 1]; the picture has as many times their pixels as the second result.
     """
 
     def prepare(picture: Image.Image) -> tuple[Floats, float, list[list[Found]]]:
         longer = max(picture.size)
-        rgb = read_colors(picture)
         if dataset.digit_like:
+            rgb = read_colors(picture)
             return rgb, longer / max(rgb.shape), read_digits(rgb)
         image = fit_to_28x28(picture)
         if dataset.light_on_dark and np.median(border(image)) > 127:
             image = 255 - image
+        rgb = read_colors(picture)
         return rgb, longer / max(rgb.shape), [[Found(Box(0, 0, rgb.shape[1], rgb.shape[0]), image)]]
 
     if Path(name).is_dir():
@@ -134,7 +135,7 @@ def read_all(
         whole, digits = predict(trained, found, scale)
         if folder is not None:
             sheet = draw_sheet(rgb, [one for line in found for one in line], list(map(str, digits)))
-            replace_file(folder / f"{number}-{Path(file).name}.png", sheet)
+            replace_file(folder / f"{number}-{Path(file).name[:50]}.png", sheet)
         yield file, whole, digits
 
 

@@ -225,7 +225,7 @@ def test_specks_and_grain_do_not_widen_the_digit(net: Net, ten: Bytes) -> None:
 
 
 def test_scraps_at_the_border_are_dropped(ten: Bytes) -> None:
-    """A card's edge with a round corner, a line along a side, a piece of a neighbour, a frame's two sides."""
+    """A card's edge with a round corner, a line along a side, a piece of a neighbour, a corner of a frame."""
     y, x = np.mgrid[:160, :120]
     edge = (
         ((x == 4) & (y > 8))
@@ -233,7 +233,12 @@ def test_scraps_at_the_border_are_dropped(ten: Bytes) -> None:
         | ((x - y + 6 == 0) & (x < 5))
         | ((x + y == 13) & (x < 11))
     )
-    scraps = [edge | ((y == 0) & (x > 60)), x > 115, (y < 12) & (abs(x - 60) < 6), (y < 3) | (x < 3)]
+    scraps = [
+        edge | ((y == 0) & (x > 60)),
+        x > 115,
+        (y < 12) & (abs(x - 60) < 6),
+        ((y < 3) & (x < 60)) | ((x < 3) & (y < 60)),
+    ]
     for digit in ten:
         ink = np.zeros((160, 120))
         ink[40:124, 20:104] = enlarged(digit, 84)
@@ -341,6 +346,7 @@ BAD = [
     (saved(Image.new("L", (1, 1)), "PNG"), "blank"),
     (b"", "not a picture"),
     (b"seven\n", "not a picture"),
+    (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC.*pip install pillow-heif"),
     (saved(SAMPLE, "JPEG")[:-200], "damaged"),
     (png_of(10_000, 10_000), "too large"),
     (png_of(2**31 - 1, 2**31 - 1), "too large"),
