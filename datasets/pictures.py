@@ -1,5 +1,7 @@
 """Read a picture of any format and size."""
 
+import contextlib
+import importlib
 import math
 import warnings
 from collections.abc import Callable
@@ -16,6 +18,9 @@ Floats = NDArray[np.float64]
 T = TypeVar("T")
 
 LONGEST_SIDE = 1000  # pixels of a picture; more only cost time, as few are left in the end
+with contextlib.suppress(ImportError):  # HEIC, the format of iPhones, where pillow-heif is installed
+    importlib.import_module("pillow_heif").register_heif_opener()
+
 GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
 
 
@@ -37,7 +42,7 @@ def read_picture(file: BinaryIO, prepare: Callable[[Image.Image], T]) -> T:
         except PictureError:
             raise
         except UnidentifiedImageError:
-            raise PictureError("it is not a picture that Pillow can read") from None
+            raise PictureError(unidentified(file)) from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise PictureError(f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels") from None
         except Exception as error:  # Pillow's decoders have no common error: each has its own
@@ -45,24 +50,37 @@ def read_picture(file: BinaryIO, prepare: Callable[[Image.Image], T]) -> T:
             raise PictureError(f"it is damaged: {reason}") from None
 
 
+def unidentified(file: BinaryIO) -> str:
+    """Return why Pillow can't read ``file``."""
+    with contextlib.suppress(OSError):  # a pipe can't be read again
+        file.seek(0)
+        if file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):
+            return "it is a HEIC picture, which needs another package: pip install pillow-heif"
+    return "it is not a picture that Pillow can read"
+
+
 def read_colors(picture: Image.Image) -> Floats:
     """Return the colours of ``picture``, RGB (H, W, 3) in [0, 1]: steps 1 to 3 in predict/preprocess.py.
 
     Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
     """
+    picture.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # a JPEG of many pixels need not be decoded in full
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         low, high, picture = 0.0, 65535.0, picture.convert("I")
     elif picture.mode in ("I", "F"):
         low, high = (float(value) for value in picture.getextrema())  # type: ignore[arg-type]
     else:
-        low, high, picture = 0.0, 255.0, picture.convert("RGBA")
+        low, high = 0.0, 255.0
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     longer = max(picture.size)
     if longer > LONGEST_SIDE:
         picture = picture.reduce(math.ceil(longer / LONGEST_SIDE))
     values = (np.asarray(picture, dtype=np.float64) - low) / max(high - low, 1e-9)
     if values.ndim == 2:
         return np.repeat(values[:, :, None], 3, axis=2)
+    if values.shape[2] == 3:
+        return values
     rgb, alpha = values[:, :, :3], values[:, :, 3:]
     opaque = (rgb * alpha).sum(axis=(0, 1)) / max(alpha.sum(), 1e-9)
     ground = 1.0 if (1 - opaque).max() >= opaque.max() else 0.0

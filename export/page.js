@@ -58,12 +58,149 @@ function network(picture) {
   return maps.map((value) => value - log);
 }
 
-// ---- The picture: steps 4 to 10 of predict/preprocess.py ---------------------------------------------------
+// ---- The picture: steps 4 to 12 in docs/predict.md, without 5, as the background of a drawing is even --------
 
 const largest = (values) => values.reduce((a, b) => Math.max(a, b), 0);
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 const clip = (value, low, high) => Math.min(Math.max(value, low), high);
 const round = (value) => Math.floor(value + 0.5);
+
+function median(values) {
+  const sorted = Float64Array.from(values).sort(), n = sorted.length;
+  return (sorted[(n - 1) >> 1] + sorted[n >> 1]) / 2;
+}
+
+/** Return the outermost of side × side values, each once. */
+function border(values, side) {
+  const found = [];
+  for (let i = 0; i < side; i++) found.push(values[i], values[side * (side - 1) + i]);
+  for (let y = 1; y < side - 1; y++) found.push(values[y * side], values[y * side + side - 1]);
+  return found;
+}
+
+/** Number the 8-connected components of mask (side × side) from 1, in the order of their first pixels. */
+function label(mask, side) {
+  const labels = new Int32Array(side * side);
+  let count = 0;
+  for (let first = 0; first < mask.length; first++) {
+    if (!mask[first] || labels[first]) continue;
+    labels[first] = ++count;
+    for (const open = [first]; open.length;) {
+      const at = open.pop(), x = at % side, y = Math.floor(at / side);
+      for (let v = Math.max(0, y - 1); v <= Math.min(side - 1, y + 1); v++) {
+        for (let u = Math.max(0, x - 1); u <= Math.min(side - 1, x + 1); u++) {
+          const next = v * side + u;
+          if (mask[next] && !labels[next]) labels[next] = count, open.push(next);
+        }
+      }
+    }
+  }
+  return labels;
+}
+
+/** Return the components 1 to n of labels: the box of each, its pixels, its number. */
+function measure(labels, side) {
+  const pieces = [];
+  labels.forEach((number, i) => {
+    if (!number) return;
+    const x = i % side, y = Math.floor(i / side);
+    const piece = pieces[number - 1] ??= { left: side, top: side, right: 0, bottom: 0, area: 0, numbers: [number] };
+    piece.area++;
+    piece.left = Math.min(piece.left, x), piece.right = Math.max(piece.right, x + 1);
+    piece.top = Math.min(piece.top, y), piece.bottom = Math.max(piece.bottom, y + 1);
+  });
+  return pieces;
+}
+
+/** Return where mask (side × side) is true within reach rows and columns. */
+function dilate(mask, side, reach) {
+  const along = (from, step, across) => from.map((_, i) => {
+    const at = across(i);
+    for (let d = Math.max(-reach, -at); d <= Math.min(reach, side - 1 - at); d++) if (from[i + d * step]) return 1;
+    return 0;
+  });
+  return along(along(Uint8Array.from(mask), side, (i) => Math.floor(i / side)), 1, (i) => i % side);
+}
+
+/** Set ink to 0 where others is true and beside that, except where own is. */
+function erase(ink, side, others, own) {
+  const erased = dilate(others, side, 1);
+  return ink.map((value, i) => (erased[i] && !own[i] ? 0 : value));
+}
+
+/** Return ink without what touches the border and is no digit (step 7). */
+function dropScraps(ink, side) {
+  const labels = label(ink.map((value) => value >= 0.35), side), strip = Math.ceil(0.1 * side);
+  const pieces = measure(labels, side), inner = new Float64Array(pieces.length + 1);
+  const touching = new Set(border(labels, side));
+  for (let y = strip; y < side - strip; y++) for (let x = strip; x < side - strip; x++) inner[labels[y * side + x]]++;
+  const heaviest = largest(pieces.map(({ area }, i) => (touching.has(i + 1) ? 0 : area)));
+  const isScrap = pieces.map(({ area }, i) => touching.has(i + 1)
+    && (area - inner[i + 1] >= 0.8 * area || area < 0.3 * heaviest));
+  if (isScrap.every(Boolean) || !isScrap.some(Boolean)) return ink;
+  const scrap = labels.map((number) => number && isScrap[number - 1]);
+  return erase(ink, side, scrap, labels.map((number, i) => number && !scrap[i]));
+}
+
+const tall = ({ top, bottom }) => bottom - top;
+
+function typicalHeight(pieces) {
+  const sorted = [...pieces].sort((a, b) => tall(a) - tall(b)), half = sum(pieces.map(({ area }) => area)) / 2;
+  let total = 0;
+  return tall(sorted.find(({ area }) => (total += area) >= half));
+}
+
+/** Return whether one of a and b is right above the other, as the pieces of one digit are. */
+function stacked(a, b, height) {
+  const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+  const gap = Math.max(a.top, b.top) - Math.min(a.bottom, b.bottom);
+  const narrower = Math.min(a.right - a.left, b.right - b.left), lower = Math.min(tall(a), tall(b));
+  return 2 * across >= narrower && -lower <= 2 * gap && 10 * gap <= 3 * height - 2 * lower;
+}
+
+const shared = (a, b) => Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+
+/** Return the digits in ink, from left to right, line by line: each as { left, top, right, bottom, ink } (7 and 8). */
+function findDigits(ink, side) {
+  ink = dropScraps(ink, side);
+  const whole = [[{ left: 0, top: 0, right: side, bottom: side, ink }]];
+  const strong = ink.map((value) => value >= 0.35), components = measure(label(strong, side), side);
+  if (side < 40 || components.length < 2) return whole;
+  const reach = Math.max(1, round(0.04 * typicalHeight(components)));
+  const labels = label(dilate(strong, side, reach), side).map((number, i) => number * strong[i]);
+  let pieces = measure(labels, side), height = typicalHeight(pieces);
+  pieces = pieces.filter((p) => Math.max(p.right - p.left, tall(p)) >= 0.15 * height);
+  if (pieces.length < 2 || pieces.length > 100) return whole;
+
+  const joined = [];
+  for (let piece of pieces) {
+    for (let at; (at = joined.findIndex((other) => stacked(other, piece, height))) >= 0;) {
+      const [other] = joined.splice(at, 1);
+      piece = {
+        left: Math.min(other.left, piece.left), top: Math.min(other.top, piece.top),
+        right: Math.max(other.right, piece.right), bottom: Math.max(other.bottom, piece.bottom),
+        area: other.area + piece.area, numbers: [...other.numbers, ...piece.numbers],
+      };
+    }
+    joined.push(piece);
+  }
+  height = typicalHeight(joined);
+  const least = 0.2 * sum(joined.map(({ area }) => area)) / joined.length;
+  const digits = joined.filter((p) => 0.5 * height <= tall(p) && tall(p) <= 2 * height && p.area >= least);
+  if (digits.length < 2) return whole;
+  if (digits.length === 2 && shared(...digits) < 0.6 * Math.max(...digits.map(tall))) return whole;
+
+  const lines = [];
+  for (const piece of digits.sort((a, b) => a.left - b.left)) {
+    const line = lines.find((line) => 2 * shared(line.at(-1), piece) >= Math.min(tall(line.at(-1)), tall(piece)));
+    if (line) line.push(piece);
+    else lines.push([piece]);
+    const own = labels.map((number) => piece.numbers.includes(number));
+    piece.ink = erase(ink, side, labels.map((number, i) => number && !own[i]), own);
+  }
+  const middle = (line) => sum(line.map(({ top, bottom }) => top + bottom)) / line.length;
+  return lines.sort((a, b) => middle(a) - middle(b));
+}
 
 function dot(a, b) {
   let total = 0;
@@ -71,7 +208,7 @@ function dot(a, b) {
   return total;
 }
 
-/** Return the first and the last index of what holds sums, but for 1 % of their total at either end (step 7). */
+/** Return the first and the last index of what holds sums, but for 1 % of their total at either end (step 9). */
 function span(sums) {
   const least = 0.01 * sum(sums);
   let first = 0, last = sums.length - 1;
@@ -80,7 +217,7 @@ function span(sums) {
   return [first, last];
 }
 
-/** Return the m rows, of n numbers each, of the matrix that resamples n values to m (step 8). */
+/** Return the m rows, of n numbers each, of the matrix that resamples n values to m (step 10). */
 function resampling(n, m) {
   const each = n / m;
   return Array.from({ length: m }, (_, i) => Float64Array.from({ length: n }, (_, j) => m < n
@@ -88,54 +225,60 @@ function resampling(n, m) {
     : Math.max(0, 1 - Math.abs(clip((i + 0.5) * each - 0.5, 0, n - 1) - j))));
 }
 
-/** Return what MNIST would make of side × side bytes: 28 × 28, row by row, 0 to 255; null of a blank. */
-function prepare(drawing, side) {
-  const ink = Float64Array.from(drawing);
-  for (let i = 0; i < ink.length; i++) ink[i] /= 255;
-  const border = [];                                                                                 // step 4
-  for (let i = 0; i < side; i++) border.push(ink[i], ink[side * (side - 1) + i]);
-  for (let y = 1; y < side - 1; y++) border.push(ink[y * side], ink[y * side + side - 1]);
-  border.sort((a, b) => a - b);
-  const ground = (border[border.length / 2 - 1] + border[border.length / 2]) / 2;
-  for (let i = 0; i < ink.length; i++) ink[i] = Math.abs(ink[i] - ground);                           // 5
-  const strongest = largest(ink);
-  if (strongest < 0.1) return null;
-
-  const across = new Float64Array(side), down = new Float64Array(side);  // the strong ink in columns and rows
-  for (let y = 0, i = 0; y < side; y++) {
-    for (let x = 0; x < side; x++, i++) {
-      ink[i] = clip((ink[i] / strongest - 0.15) / (0.85 - 0.15), 0, 1);                              // 6
-      if (ink[i] >= 0.35) across[x] += ink[i], down[y] += ink[i];
-    }
-  }
-  const [left, right] = span(across), [top, bottom] = span(down);                                    // 7
-  const h = bottom - top + 1, w = right - left + 1;
-  const [height, width] = [h, w].map((length) => Math.max(1, round(20 * length / Math.max(h, w))));  // 8
-  const toRows = resampling(h, height), toColumns = resampling(w, width);
-  const rows = Array.from({ length: h }, (_, y) => ink.subarray((top + y) * side + left, (top + y) * side + right + 1));
+/** Return what MNIST would make of a digit and its ink in a box: 28 × 28, row by row, 0 to 255. */
+function centre({ left, top, right, bottom, ink }, side) {
+  const across = new Float64Array(right - left), down = new Float64Array(bottom - top);  // the strong ink
+  down.forEach((_, y) => across.forEach((_, x) => {
+    const value = ink[(top + y) * side + left + x];
+    if (value >= 0.35) across[x] += value, down[y] += value;
+  }));
+  const [x1, x2] = span(across), [y1, y2] = span(down), h = y2 - y1 + 1, w = x2 - x1 + 1;            // step 9
+  const [height, width] = [h, w].map((length) => Math.max(1, round(20 * length / Math.max(h, w))));  // 10
+  const toRows = resampling(h, height), toColumns = resampling(w, width), start = (top + y1) * side + left + x1;
+  const rows = Array.from({ length: h }, (_, y) => ink.subarray(start + y * side, start + y * side + w));
   const columns = toColumns.map((weights) => rows.map((row) => dot(weights, row)));
-  const digit = toRows.map((weights) => columns.map((column) => dot(weights, column)));
+  let digit = toRows.map((weights) => columns.map((column) => dot(weights, column)));
 
-  const peak = largest(digit.flat());                                                                // 9
-  const masses = digit.map(sum), mass = sum(masses);                                                 // 10
+  const peak = largest(digit.flat());                                                                // 11
+  digit = digit.map((row) => row.map((value) => value / peak));
+  const visible = Float64Array.from(digit.flat().filter((value) => value > 0.1)).sort();
+  const stroke = visible[Math.floor(3 * visible.length / 4)];
+  digit = digit.map((row) => row.map((value) => Math.min(value / stroke, 1)));
+
+  const masses = digit.map(sum), mass = sum(masses);                                                 // 12
   const cy = sum(masses.map((m, y) => m * y)) / mass;
   const cx = sum(digit.map((row) => sum(row.map((value, x) => value * x)))) / mass;
   const y0 = clip(round(14 - cy + 1e-6), 0, 28 - height), x0 = clip(round(14 - cx + 1e-6), 0, 28 - width);
   const picture = new Uint8Array(28 * 28);
-  digit.forEach((row, y) => picture.set(row.map((value) => round(255 * value / peak)), (y0 + y) * 28 + x0));
+  digit.forEach((row, y) => picture.set(row.map((value) => round(255 * value)), (y0 + y) * 28 + x0));
   return picture;
+}
+
+/** Return the digits in side × side bytes, line by line, as MNIST would have them; none of a blank. */
+function prepare(drawing, side) {
+  let ink = Float64Array.from(drawing, (value) => value / 255);
+  const from = (ground) => ink.map((value) => Math.abs(value - ground));
+  let apart = from(median(border(ink, side)));                                                       // step 4
+  const cut = (0.15 + 0.35 * (0.85 - 0.15)) * largest(apart);
+  if (apart.filter((value) => value >= cut).length > 0.5 * apart.length) apart = from(median(ink));
+  const strongest = largest(apart);
+  if (strongest < 0.1) return [];
+  ink = apart.map((value) => clip((value / strongest - 0.15) / (0.85 - 0.15), 0, 1));                // 6
+  return findDigits(ink, side).map((line) => line.map((digit) => centre(digit, side)));              // 7 to 12
 }
 
 // ---- The page ----------------------------------------------------------------------------------
 
 const SIDE = 200;     // pixels of the drawing that is read; the one that is shown has the screen's
 const PEN = 0.075;    // the pen's width; this and all positions are shares of the drawing area's side
+const UNSURE = 0.85, HEAVY = 102;  // unsure: a lower probability, a higher mean of the picture, as for predict
 const NUDGE = 0.025;  // how far an arrow key moves the pen
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 const get = (id) => document.getElementById(id);
 const pad = get("pad"), screen = pad.getContext("2d"), seen = get("seen").getContext("2d");
-const copy = new OffscreenCanvas(SIDE, SIDE).getContext("2d", { willReadFrequently: true });
+const hidden = Object.assign(document.createElement("canvas"), { width: SIDE, height: SIDE });
+const copy = hidden.getContext("2d", { willReadFrequently: true });
 const bars = Array.from({ length: 10 }, (_, digit) => {
   const row = get("bars").insertRow();
   row.innerHTML = `<th scope="row">${digit}</th><td><div></div></td><td></td>`;
@@ -182,23 +325,38 @@ function showDrawing() {
   screen.stroke();
 }
 
-/** Show what the network sees and the ten probabilities; of a blank, null and null, neither. */
-function showReading(picture, shares) {
-  const image = seen.createImageData(28, 28);
-  image.data.forEach((_, i) => { image.data[i] = i % 4 === 3 ? 255 : picture ? picture[i >> 2] : 0; });
-  seen.putImageData(image, 0, 0);
-  const percent = (share) => share > 0.995 ? ">\u00a099\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
-  const best = shares ? shares.indexOf(largest(shares)) : null;
-  bars.forEach((row, digit) => {
-    row.className = digit === best ? "best" : "";
-    row.style.setProperty("--share", shares ? shares[digit] : 0);
-    row.cells[2].textContent = shares ? percent(shares[digit]) : "–";
+/** Show what the network sees of each digit, line by line, the number, and the probabilities of the least sure. */
+function showReading(lines) {
+  const pictures = lines.flat(), width = 28 * Math.max(1, pictures.length), image = new ImageData(width, 28);
+  image.data.forEach((_, i) => {
+    const x = (i >> 2) % width, y = Math.floor((i >> 2) / width), picture = pictures[Math.floor(x / 28)];
+    image.data[i] = i % 4 === 3 ? 255 : picture ? picture[28 * y + x % 28] : 0;
   });
-  get("reading").classList.toggle("empty", !shares);
-  get("digit").textContent = shares ? best : "?";
-  get("certainty").textContent = shares ? percent(shares[best]) : "";
+  seen.canvas.width = width;
+  seen.putImageData(image, 0, 0);
+
+  const found = lines.map((line) => line.map((picture) => network(picture).map(Math.exp)));
+  const best = (shares) => shares.indexOf(largest(shares));
+  const number = found.map((line) => line.map(best).join("")).join(" ");
+  const heavy = pictures.some((picture) => sum(picture) > HEAVY * picture.length);
+  const least = found.flat().sort((a, b) => largest(a) - largest(b))[0];
+  const percent = (share) => share > 0.995 ? ">\u00a099\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
+  bars.forEach((row, digit) => {
+    row.className = least && digit === best(least) ? "best" : "";
+    row.style.setProperty("--share", least ? least[digit] : 0);
+    row.cells[2].textContent = least ? percent(least[digit]) : "–";
+  });
+  let certainty = percent(found.flat().reduce((product, shares) => product * largest(shares), 1));
+  if (least && (heavy || largest(least) < UNSURE)) {
+    const others = least.map((share, digit) => (digit === best(least) ? 0 : share));
+    certainty = `unsure:\n${best(least)} or ${best(others)}`;
+  }
+  get("reading").classList.toggle("empty", !least);
+  get("digit").textContent = least ? number : "?";
+  get("digit").style.setProperty("--digits", Math.max(1, number.length));
+  get("certainty").textContent = least ? certainty : "";
   const position = pen.visible ? (stroke ? "Pen down. " : "Pen up. ") : "";
-  say(position + (shares ? `${best}, ${percent(shares[best])}` : "Nothing drawn"));
+  say(position + (least ? `${number}, ${certainty.replace("\n", " ")}` : "Nothing drawn"));
 }
 
 let speech = 0;
@@ -214,8 +372,7 @@ function update() {
   cancelAnimationFrame(frame);
   frame = requestAnimationFrame(() => {
     showDrawing();
-    const picture = prepare(drawing(), SIDE);
-    showReading(picture, picture && network(picture).map(Math.exp));
+    showReading(prepare(drawing(), SIDE));
   });
 }
 

@@ -6,21 +6,22 @@ from config import WEIGHTS_HELP, Parser
 from runtime.errors import run_command
 
 
-def parse_args(argv: Sequence[str] | None = None) -> tuple[list[str], str | None, bool]:
-    """Read the command line: pictures, file of the weights, and whether the answers are JSON."""
+def parse_args(argv: Sequence[str] | None = None) -> tuple[list[str], str | None, bool, str | None]:
+    """Read the command line: pictures and folders, file of the weights, whether to print JSON, ``--save``."""
     parser = Parser(
-        "python -m predict", "Predict the class of each picture: with the included weights, its digit."
+        "python -m predict", "Predict the class of each picture: with the included weights, its digits."
     )
-    help = (
-        "picture of one digit or thing, in any size, colours and format that Pillow opens; -: standard input"
-    )
+    help = "picture of a digit, a number or a thing, in any size, colours and format that Pillow opens; "
+    help += "or a folder of pictures; -: standard input"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=help)
     parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
     parser.add_argument(
         "--json", action="store_true", help="print one JSON array, with an object for each picture"
     )
+    help = "folder to write a picture to for each IMAGE: what the network was shown, and its answers"
+    parser.add_argument("--save", metavar="DIR", help=help)
     args = parser.parse_args(argv)
-    return args.images, args.weights, args.json
+    return args.images, args.weights, args.json, args.save
 
 
 if __name__ == "__main__":

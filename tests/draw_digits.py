@@ -1,5 +1,7 @@
 """Draw the pictures in tests/data: ``python tests/draw_digits.py``. Two of each digit, each in another style.
 
+``draw_page`` makes pages of several digits, which the tests read without writing them to files.
+
 A digit is the path of a pen: points joined by a Catmull-Rom spline, with x to the right and y downwards in
 [0, 1]. None of them comes from MNIST or from a font.
 """
@@ -112,6 +114,46 @@ def with_alpha(ink: Floats, colour: tuple[int, int, int]) -> Image.Image:
     """Return ``colour`` where there is ``ink`` on a transparent ground."""
     values = np.concatenate([np.full((*ink.shape, 3), colour), 255 * ink[:, :, None]], axis=2)
     return picture(values)
+
+
+def draw_page(seed: int, digits: list[tuple[int, Floats]]) -> tuple[Image.Image, list[str]]:
+    """Return a page with one to three lines of two to nine of ``digits``, and the lines as texts.
+
+    Each of ``digits`` is its class and its ink in [0, 1], of any size. Sizes, gaps, heights, shade, grain and
+    colour vary with ``seed``; a third of the pages are light on dark.
+    """
+    rng = np.random.default_rng(seed)
+    size, gap = int(rng.integers(30, 90)), rng.uniform(0.2, 0.6)
+    count = int(rng.choice([1, 1, 2, 3]))
+    pitch = int(size * rng.uniform(1.6, 2.1))
+    page, texts = np.zeros((pitch * count + size, size * 17)), []
+    for line in range(count):
+        x, text = size // 2, ""
+        for i in rng.integers(0, len(digits), rng.integers(2, 10)):
+            name, ink = digits[i]
+            height = size * rng.uniform(0.8, 1.15) * min(1, 1.2 * ink.shape[0] / ink.shape[1])
+            width = max(3, int(height * ink.shape[1] / ink.shape[0]))
+            scaled = (
+                np.asarray(Image.fromarray((ink * 255).astype(np.uint8)).resize((width, int(height)))) / 255
+            )
+            y = int(size / 2 + pitch * line + (size - height) / 2 + size * rng.uniform(-0.08, 0.08))
+            page[y : y + int(height), x : x + width] = scaled
+            x, text = x + width + int(size * gap * rng.uniform(0.8, 1.2)), text + str(name)
+        texts.append(text)
+    page = page[:, : np.flatnonzero(page.any(axis=0))[-1] + size // 2]
+    paper = sheet(page.shape[::-1], (235, 232, 225), rng.uniform(0, 0.3), rng.uniform(0, 6), seed)
+    values = paint(page * rng.uniform(0.6, 1), (40, 40, 90), paper)
+    return picture(255 - values if rng.random() < 1 / 3 else values), texts
+
+
+def pens() -> list[tuple[int, Floats]]:
+    """Return the twenty drawn digits for ``draw_page``, each cropped to its ink."""
+    found = []
+    for name in PENS:
+        ink = draw(name, (100, 100), (10, 10, 80, 80), 8)
+        rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
+        found.append((int(name[0]), ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]))
+    return found
 
 
 def main(folder: Path) -> None:

@@ -4,11 +4,13 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from draw_digits import PENS, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -17,9 +19,9 @@ from PIL import Image
 
 from checkpoint import load_trained
 from datasets import MEAN, STD, load_mnist
-from datasets.pictures import Floats, PictureError
+from datasets.pictures import Floats, PictureError, read_picture
 from model import Net
-from predict.preprocess import centre, find_ink, preprocess, preprocess_file, resampling
+from predict.preprocess import centre, crop, find_ink, preprocess, read_digits, resampling
 
 ROOT = Path(__file__).parents[1]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -51,6 +53,17 @@ def predictions(net: Net, digits: list[Bytes]) -> list[int]:
     images = torch.from_numpy(np.stack(digits)).unsqueeze(1) / 255
     found: list[int] = net((images - MEAN) / STD).argmax(dim=1).tolist()
     return found
+
+
+def prepare(file: BinaryIO) -> Bytes:
+    return read_picture(file, preprocess)
+
+
+def as_mnist(ink: Floats) -> Bytes:
+    """Return ``ink`` (H, W) as ``centre`` makes it, after the cut and the crop."""
+    ink = np.clip((ink / ink.max() - 0.15) / 0.7, 0, 1)
+    left, top, right, bottom = crop(ink)
+    return centre(ink[top:bottom, left:right])
 
 
 def enlarged(digit: Bytes, side: int = 112) -> Floats:
@@ -108,7 +121,7 @@ def test_palette_with_transparency(net: Net, ten: Bytes) -> None:
         file = io.BytesIO()
         picture.save(file, "PNG", transparency=0)
         assert Image.open(file).mode == "P"
-        digits.append(preprocess_file(file))
+        digits.append(prepare(file))
     assert predictions(net, digits) == list(range(10))
 
 
@@ -146,7 +159,7 @@ def test_exif_orientation(ten: Bytes) -> None:
     exif[0x0112] = 6  # to be turned by 90° clockwise for viewing, by the EXIF standard
     file = io.BytesIO()
     upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
-    assert np.array_equal(preprocess_file(file), preprocess(upright))
+    assert np.array_equal(prepare(file), preprocess(upright))
 
 
 def test_digits_of_mnist_stay_what_they_are(net: Net, test_set: Set) -> None:
@@ -178,22 +191,21 @@ inks = npst.arrays(
 def test_every_digit_is_20_long_and_centred(ink: Floats) -> None:
     if ink.max() < 0.1:
         return
-    digit = centre(ink)
+    digit = as_mnist(ink)
     assert digit.shape == (28, 28)
-    assert digit.min() >= 0
-    assert digit.max() == 1
+    assert digit.max() == 255
     rows, columns = np.flatnonzero(digit.any(axis=1)), np.flatnonzero(digit.any(axis=0))
     assert max(np.ptp(rows), np.ptp(columns)) < 20
     for middle, used in zip(centre_of_mass(digit), (rows, columns), strict=True):
-        # As near to 14 as whole pixels allow, unless the digit would leave the frame.
-        assert abs(middle - 14) <= 0.5 + 1e-9 or used[0] == 0 or used[-1] == 27
+        # As near to 14 as whole pixels and 255 levels allow, unless the digit would leave the frame.
+        assert abs(middle - 14) <= 0.55 or used[0] <= 1 or used[-1] >= 26
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 20), (80, 37), (1, 90), (5, 2)])
 def test_longer_side_is_20_pixels(height: int, width: int) -> None:
     ink = np.zeros((100, 100))
     ink[3 : 3 + height, 5 : 5 + width] = 1
-    digit = centre(ink)
+    digit = as_mnist(ink)
     scale = 20 / max(height, width)
     assert digit.any(axis=1).sum() == max(1, int(height * scale + 0.5))
     assert digit.any(axis=0).sum() == max(1, int(width * scale + 0.5))
@@ -210,6 +222,80 @@ def test_specks_and_grain_do_not_widen_the_digit(net: Net, ten: Bytes) -> None:
         ink[5, 5] = ink[290, 280] = 0
         digits.append(preprocess(Image.fromarray((255 * ink).astype(np.uint8))))
     assert predictions(net, digits) == list(range(10))
+
+
+def test_scraps_at_the_border_are_dropped(ten: Bytes) -> None:
+    """A card's edge with a round corner, a line along a side, a piece of a neighbour, a corner of a frame."""
+    y, x = np.mgrid[:160, :120]
+    edge = (
+        ((x == 4) & (y > 8))
+        | ((y == 3) & (x > 10))
+        | ((x - y + 6 == 0) & (x < 5))
+        | ((x + y == 13) & (x < 11))
+    )
+    scraps = [
+        edge | ((y == 0) & (x > 60)),
+        x > 115,
+        (y < 12) & (abs(x - 60) < 6),
+        ((y < 3) & (x < 60)) | ((x < 3) & (y < 60)),
+    ]
+    for digit in ten:
+        ink = np.zeros((160, 120))
+        ink[40:124, 20:104] = enlarged(digit, 84)
+        for scrap in scraps:
+            assert np.array_equal(preprocess(painted(np.maximum(ink, scrap))), preprocess(painted(ink)))
+
+
+def test_a_digit_at_the_border_stays(net: Net, ten: Bytes) -> None:
+    digits = []
+    for digit in ten:
+        rows, columns = (np.flatnonzero(digit.any(axis=axis)) for axis in (1, 0))
+        tight = digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        size = (5 * tight.shape[1], 5 * tight.shape[0])
+        digits.append(preprocess(Image.fromarray(255 - tight).resize(size, Image.Resampling.BICUBIC)))
+    assert sum(np.equal(predictions(net, digits), range(10))) >= 9
+
+
+def test_a_frame_is_no_background(ten: Bytes) -> None:
+    for digit in ten:
+        ink = enlarged(digit)
+        framed = np.pad(1 - ink, 3)  # black on white, framed in black
+        assert np.array_equal(preprocess(painted(1 - framed)), preprocess(painted(ink)))
+
+
+def test_a_background_that_varies(net: Net, ten: Bytes) -> None:
+    """A shadow over half of the paper, and a strong gradient."""
+    y, x = np.mgrid[:240, :240]
+    shadow, gradient = np.where(x + y / 3 < 150, 0.6, 1.0), 0.3 + 0.7 * x / 239
+    for light in (shadow, gradient):
+        digits = []
+        for digit in ten:
+            ink = np.pad(enlarged(digit, 140), 50)
+            digits.append(preprocess(Image.fromarray((230 * light * (1 - 0.85 * ink)).astype(np.uint8))))
+        assert sum(np.equal(predictions(net, digits), range(10))) >= 9
+
+
+@pytest.mark.parametrize("width", [1.5, 4, 12])
+def test_thin_strokes_become_strong(width: float, net: Net) -> None:
+    digits = []
+    for name in PENS:
+        ink = draw(name, (400, 400), (30, 30, 340, 340), width)
+        digits.append(preprocess(painted(ink)))
+        assert (digits[-1] == 255).sum() >= 0.2 * (digits[-1] > 25).sum()
+    assert sum(np.equal(predictions(net, digits), [int(name[0]) for name in PENS])) >= 19
+
+
+def test_each_digit_is_prepared_as_if_it_were_alone(ten: Bytes) -> None:
+    page = np.zeros((400, 700))
+    for i, digit in enumerate(ten):
+        top, left = 30 + 180 * (i // 5), 30 + 130 * (i % 5)
+        page[top : top + 112, left : left + 112] = enlarged(digit)
+    lines = read_digits(np.repeat(1 - page[:, :, None], 3, axis=2))
+    assert list(map(len, lines)) == [5, 5]
+    for (box, image), digit in zip([found for line in lines for found in line], ten, strict=True):
+        alone = preprocess(painted(enlarged(digit)))
+        assert np.abs(image.astype(int) - alone).max() <= 2  # painted rounds to 8 bits
+        assert page[box.top : box.bottom, box.left : box.right].max() > 0.9
 
 
 @pytest.mark.parametrize(("n", "m"), [(7, 3), (100, 20), (5, 1)])
@@ -230,12 +316,10 @@ def test_small_pictures_are_enlarged() -> None:
     ink = np.zeros((9, 27))
     ink[1:-1, 1:-1] = np.random.default_rng(5).random((7, 25))
     tensor = torch.from_numpy(ink)[None, None]
-    expected = F.interpolate(tensor, scale_factor=4, mode="bicubic", antialias=True)[
-        0, 0
-    ]  # Pillow's, by torch
-    assert np.allclose(find_ink(np.repeat(1 - ink[:, :, None], 3, axis=2)), expected.numpy(), atol=1e-5)
-    large = np.pad(ink, ((0, 0), (0, 1)))
-    assert np.array_equal(find_ink(np.repeat(1 - large[:, :, None], 3, axis=2)), 1 - (1 - large))
+    by_torch = F.interpolate(tensor, scale_factor=4, mode="bicubic", antialias=True)[0, 0].numpy()
+    for values, expected in ((ink, by_torch), (np.pad(ink, ((0, 0), (0, 1))), np.pad(ink, ((0, 0), (0, 1))))):
+        cut = np.clip((expected / expected.max() - 0.15) / 0.7, 0, 1)
+        assert np.allclose(find_ink(np.repeat(1 - values[:, :, None], 3, axis=2)), cut, atol=1e-4)
 
 
 def png_of(width: int, height: int) -> bytes:
@@ -262,6 +346,7 @@ BAD = [
     (saved(Image.new("L", (1, 1)), "PNG"), "blank"),
     (b"", "not a picture"),
     (b"seven\n", "not a picture"),
+    (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC.*pip install pillow-heif"),
     (saved(SAMPLE, "JPEG")[:-200], "damaged"),
     (png_of(10_000, 10_000), "too large"),
     (png_of(2**31 - 1, 2**31 - 1), "too large"),
@@ -271,13 +356,13 @@ BAD = [
 @pytest.mark.parametrize(("content", "reason"), BAD, ids=range(len(BAD)))
 def test_no_digit(content: bytes, reason: str) -> None:
     with pytest.raises(PictureError, match=reason) as caught:
-        preprocess_file(io.BytesIO(content))
+        prepare(io.BytesIO(content))
     assert "\n" not in str(caught.value)
 
 
 def check_outcome(content: bytes) -> None:
     try:
-        digit = preprocess_file(io.BytesIO(content))
+        digit = prepare(io.BytesIO(content))
     except PictureError as error:
         assert str(error).isprintable()
     else:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from browser import CHROMIUM, DIGITS, DRIVER, draw, press, settle, start_browser, view
+from draw_digits import draw_page, pens
 from PIL import Image
 
 from checkpoint import load_trained
 from datasets import MEAN, STD, load_mnist
-from datasets.pictures import PictureError
+from datasets.pictures import PictureError, read_colors
 from export import web
-from predict.preprocess import preprocess
+from predict import command
+from predict.preprocess import preprocess, read_digits
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "weights" / "best.pt"
@@ -126,23 +129,81 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
 def test_prepares_any_picture_like_predict(page: Any) -> None:
     generator = np.random.default_rng(1)
     for side in (28, 29, 41, 60, 150):  # smaller ones predict enlarges first; the page's area is larger
-        pictures = [generator.integers(0, 256, (side, side)), generator.integers(0, 40, (side, side))]
-        pictures += [255 - (generator.random((side, side)) < 0.02) * 200, np.full((side, side), 77)]
+        pictures = [generator.integers(0, 40, (side, side)), np.full((side, side), 77)]
+        pictures.append(255 - (generator.random((side, side)) < 0.02) * 200)
+        if side < 64:  # of a larger one, predict takes this border for a background that varies
+            pictures.append(generator.integers(0, 256, (side, side)))
         patch = np.zeros((side, side))
         patch[side // 3 : side // 2 + 1, side // 4 :] = 255
-        for picture in [*pictures, patch]:
-            found = page.execute_script(
-                "return prepare(arguments[0], arguments[1])", picture.ravel().tolist(), side
-            )
-            try:
-                expected: list[int] | None = (
-                    preprocess(Image.fromarray(picture.astype(np.uint8))).ravel().tolist()
-                )
-            except PictureError:
-                expected = None
-            assert (found is None) == (expected is None)
-            if expected is not None:  # a value that ends in exactly one half may go either way
-                assert np.abs(np.subtract(found, expected)).max() <= 1
+        scraps, start = np.zeros((side, side)), side // 3
+        scraps[start : start + 8, start : start + 8] = generator.integers(0, 2, (8, 8)) * 255
+        scraps[0, : side // 2] = scraps[:3, -1] = 255
+        compare(page, *pictures, patch, scraps)
+
+
+def compare(page: Any, *pictures: np.ndarray[Any, Any]) -> None:
+    """Check that the page finds in ``pictures`` the digits that predict finds, and prepares them alike."""
+    script = (
+        "return prepare(arguments[0], arguments[1]).map((line) => line.map((digit) => Array.from(digit)))"
+    )
+    for picture in pictures:
+        shown = page.execute_script(script, picture.astype(int).ravel().tolist(), len(picture))
+        try:
+            lines = read_digits(read_colors(Image.fromarray(picture.astype(np.uint8))))
+        except PictureError:
+            lines = []
+        assert [len(line) for line in shown] == [len(line) for line in lines]
+        images = [found.image.ravel().astype(int) for line in lines for found in line]
+        for ours, theirs in zip([image for line in shown for image in line], images, strict=True):
+            assert np.abs(np.subtract(ours, theirs)).max() <= 1  # one half may be rounded either way
+
+
+@pytest.mark.slow
+def test_finds_the_digits_of_a_page_like_predict(page: Any) -> None:
+    for seed in range(12):
+        drawn = draw_page(seed, pens())[0].convert("L")
+        drawn.thumbnail((200, 200))
+        values = np.asarray(drawn).astype(int)
+        ground = int(np.median(values))
+        values = np.where(abs(values - ground) < 50, ground, values)  # no shade: that is predict's alone
+        square = np.full((200, 200), ground)
+        square[: values.shape[0], : values.shape[1]] = values
+        compare(page, square)
+
+
+@pytest.mark.slow
+def test_a_number_and_what_is_unsure(page: Any) -> None:
+    def small(digit: int, left: float) -> list[list[tuple[float, float]]]:
+        return [[(left + x / 2, 0.25 + y / 2) for x, y in stroke] for stroke in DIGITS[digit]]
+
+    draw(page, [*small(4, -0.08), *small(2, 0.25), *small(7, 0.56)])
+    assert page.find_element("id", "digit").text == "427"
+    assert page.execute_script("return seen.canvas.width") == 3 * 28
+    assert page.find_element("id", "certainty").text.replace("\u00a0", " ") == "> 99 %"
+    box = page.find_element("id", "pad").rect
+    assert page.find_element("id", "digit").rect["x"] > box["x"] + box["width"]
+    page.find_element("id", "clear").click()
+    draw(page, [[(x / 20, y / 20) for x in range(4, 17) for y in (4, 16)]])  # a black square
+    best, runner_up = re.fullmatch(
+        r"unsure:\n(\d) or (\d)", page.find_element("id", "certainty").text
+    ).groups()  # type: ignore[union-attr]
+    assert page.find_element("id", "digit").text == best != runner_up
+
+
+@pytest.mark.slow
+def test_unsure_is_what_predict_calls_so(page: Any) -> None:
+    assert page.execute_script("return [UNSURE, HEAVY]") == [command.UNSURE, command.HEAVY]
+
+
+@pytest.mark.slow
+def test_works_without_offscreen_canvas(page: Any, page_url: str) -> None:
+    source = "delete window.OffscreenCanvas"
+    script = page.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": source})
+    page.get(page_url)
+    assert page.execute_script("return typeof OffscreenCanvas") == "undefined"
+    draw(page, DIGITS[3])
+    assert reading(page)[0] == "3"
+    page.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
 
 
 @pytest.mark.slow
