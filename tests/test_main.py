@@ -330,7 +330,7 @@ def test_test_only_evaluates_weights(
     trained = load_trained(ROOT / "weights" / "best.pt")
     right = 0
     with torch.inference_mode():
-        for images, labels in zip(test_set[0].split(500), test_set[1].split(500), strict=True):
+        for images, labels in zip(*(torch.split(part, 500) for part in test_set), strict=True):
             right += int((trained.model((images[:, None] / 255 - MEAN) / STD).argmax(dim=1) == labels).sum())
     monkeypatch.chdir(tmp_path)  # no runs/ here: the weights are the project's own
     call("--test-only", "--device", "cpu")
