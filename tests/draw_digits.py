@@ -84,7 +84,11 @@ def draw(
         pressure = 1 - 0.3 * np.linspace(-0.6, 1, len(path)) ** 2  # a pen presses hardest after its start
         for (u, v), press in zip(path, pressure, strict=True):
             px, py = box[0] + (u + slant * (0.5 - v)) * box[2], box[1] + v * box[3]
-            np.minimum(nearest, np.hypot(x - px, y - py) - press * width / 2, out=nearest)
+            reach = width / 2 + 1  # farther away, the pen leaves no ink
+            rows = slice(max(0, int(py - reach)), max(0, int(py + reach) + 1))
+            columns = slice(max(0, int(px - reach)), max(0, int(px + reach) + 1))
+            near = np.hypot(x[rows, columns] - px, y[rows, columns] - py) - press * width / 2
+            np.minimum(nearest[rows, columns], near, out=nearest[rows, columns])
     return np.clip(0.5 - nearest, 0, 1)
 
 

@@ -167,9 +167,9 @@ def test_pages_of_several_digits() -> None:
     for image, digit in zip(images[:2000].numpy(), labels.tolist(), strict=False):
         rows, columns = np.flatnonzero(image.any(axis=1)), np.flatnonzero(image.any(axis=0))
         cropped.append((digit, image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] / 255))
-    trained, right, total = load_trained(WEIGHTS), 0, 0
+    trained, drawn, right, total = load_trained(WEIGHTS), pens(), 0, 0
     for seed in range(20):
-        page, texts = draw_page(seed, cropped if seed % 2 else pens())
+        page, texts = draw_page(seed, cropped if seed % 2 else drawn)
         whole, _ = command.predict(trained, read_digits(read_colors(page)))
         given, expected = str(whole.prediction), " ".join(texts)
         blocks = difflib.SequenceMatcher(None, given, expected, autojunk=False).get_matching_blocks()
