@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from draw_digits import draw
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from datasets.pictures import Floats
 from predict.segment import dilate, find_digits, label, measure
 
+ndimage = pytest.importorskip("scipy.ndimage")
 Mask = NDArray[np.bool_]
 RNG = np.random.default_rng(7)
 SHAPES = [(1, 1), (1, 30), (40, 1), (50, 60)]

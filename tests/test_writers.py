@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from PIL import Image
-from sklearn.datasets import load_digits
 
 
 @pytest.mark.slow
 def test_digits_are_read_as_predict_reads_files(tmp_path: Path) -> None:
     """The same pictures, written by Pillow from scikit-learn's numbers, one by one, and read as files."""
+    load_digits = pytest.importorskip("sklearn.datasets").load_digits
     digits, files = load_digits(), []
     for i, numbers in enumerate(digits.data):
         picture = Image.new("L", (8, 8), 255)
