@@ -285,7 +285,7 @@ def test_bad_files_do_not_stop_the_good(tmp_path: Path, capsys: Capture) -> None
     lines = err.splitlines()[1:]
     assert len(lines) == len(bad)
     for line, name, reason in zip(lines, bad, reasons, strict=True):
-        assert line.startswith(f"predict: error: {name if name.isprintable() else ascii(name)}: ")
+        assert line.startswith(f"predict: error: {name.replace(chr(10), chr(92) + 'n')}: ")
         assert reason in line
 
 
