@@ -72,10 +72,10 @@ def expand(name: str) -> list[str]:
 
 
 def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[DigitImage]]]:
-    """Read the picture in the file ``name``, or on stdin for '-', and the digits in it, line by line.
+    """Read the file ``name``, or stdin for '-': return its colours, a scale, and its digits, line by line.
 
-    It is returned as RGB (H, W, 3) in [0, 1]. The second result is how many of its pixels, along each side,
-    became one. What is no digit is scaled whole.
+    - The colours are RGB (H, W, 3) in [0, 1]. The file's picture has scale times as many pixels on each side.
+    - If the data set is not like digits, the whole picture is the only "digit".
     """
 
     def prepare(picture: Image.Image) -> tuple[Floats, float, list[list[DigitImage]]]:
@@ -131,7 +131,7 @@ def main(images: list[str], weights: str | None, as_json: bool = False, save: st
             rgb, scale, lines = read_image(file, trained.dataset)
         except (OSError, UserError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            tqdm.write(f"predict: error: {printable(file)}: {reason}", file=sys.stderr)
+            tqdm.write(printable(f"predict: error: {file}: {reason}"), file=sys.stderr)
             continue
         answer, digits = predict(trained, lines, scale)
         if save is not None:

@@ -1,6 +1,7 @@
 """Find the digits in a picture's ink: steps 7 and 8 in docs/predict.md."""
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -9,11 +10,7 @@ from numpy.typing import NDArray
 from datasets.pictures import Floats, border
 
 STRONG = 0.35  # ink that belongs to a component
-STRIP, INSIDE, LIGHT = (
-    0.1,
-    0.8,
-    0.3,
-)  # step 7: share of the shorter side, of the component, of the largest one
+STRIP, INSIDE, LIGHT = 0.1, 0.8, 0.3  # shares: of the shorter side, of the component, of the largest one
 SEVERAL, MOST = 40, 100  # pixels: a smaller picture has one digit; pieces: more are no digits
 BRIDGED, SPECK = 0.04, 0.15  # of the typical height: reach over gaps in a stroke, smallest piece
 LOW, TALL, FAINT = 0.5, 2.0, 0.2  # limits of a digit: of the typical height, twice, and of the mean area
@@ -72,10 +69,9 @@ def measure(labels: Integers) -> tuple[Integers, Integers]:
 
 def dilate(mask: Mask, reach: int) -> Mask:
     """Return where ``mask`` (H, W) is True within ``reach`` rows and columns."""
-    window = 2 * reach + 1
     for _ in range(2):  # along the columns, then along the rows
-        counts = np.cumsum(np.pad(mask, ((reach + 1, reach), (0, 0))), axis=0, dtype=np.int32)
-        mask = (counts[window:] > counts[:-window]).T
+        padded = np.pad(mask, ((reach, reach), (0, 0)))
+        mask = reduce(np.logical_or, (padded[i : i + len(mask)] for i in range(2 * reach + 1))).T
     return mask
 
 
