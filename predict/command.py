@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,21 +15,22 @@ from tqdm import tqdm
 from checkpoint import Trained, load_trained
 from datasets import MNIST, Dataset
 from datasets.pictures import Floats, border, fit_to_28x28, read_colors, read_picture
-from predict.preprocess import Found, read_digits
+from predict.preprocess import DigitImage, read_digits
 from predict.segment import Box
 from predict.sheet import draw_sheet
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 from runtime.files import replace_file
 
-UNSURE, HEAVY = 0.85, 102  # unsure: a lower confidence, a higher mean of the image. docs/predict.md says why
-MANY = 20  # pictures have a progress bar
+UNSURE, HEAVY = 0.85, 102  # unsure: a lower confidence, or a higher mean of the image; see docs/predict.md
+MANY = 20  # pictures; from here on, there is a progress bar
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The most probable classes and their probabilities, in [0, 1]; a number has no runner-up.
+    """The two most probable classes, and their probabilities in [0, 1].
 
-    A class is a digit, as int, or another data set's name; a number is a text, with spaces between lines.
+    A class is a digit, or the name of another data set's class. Several digits are a string, with spaces
+    between lines, and have no runner-up.
     """
 
     prediction: int | str
@@ -39,7 +40,7 @@ class Answer:
     unsure: bool
 
     def __str__(self) -> str:
-        return f"{printable(self.prediction)} {self.confidence:.2%}"
+        return printable(f"{self.prediction} {self.confidence:.2%}")
 
 
 @dataclass(frozen=True)
@@ -47,28 +48,22 @@ class Digit(Answer):
     box: Box  # in pixels of the upright picture
 
 
-def printable(name: int | str) -> str:
-    """Return ``name``, of a file or class, in a form that fits in one line."""
-    return str(name) if str(name).isprintable() else ascii(name)
-
-
-def as_line(file: str, whole: Answer, digits: list[Digit]) -> str:
-    """Return the answers for ``file`` as one line of text."""
-    text = f"{printable(file)}: {printable(whole.prediction)} ("
-    if whole.runner_up is None:
-        text += ", ".join(map(str, digits)) + ")"
+def as_line(file: str, answer: Answer, digits: list[Digit]) -> str:
+    """Return the answer for ``file`` as one line of text."""
+    if answer.runner_up is None:
+        line = f"{file}: {answer.prediction} ({', '.join(map(str, digits))})"
     else:
-        text += f"{whole.confidence:.2%}), runner-up {printable(whole.runner_up)} "
-        text += f"({whole.runner_up_confidence:.2%})"
-    for place, digit in enumerate(digits, 1):
+        line = f"{file}: {answer.prediction} ({answer.confidence:.2%}), "
+        line += f"runner-up {answer.runner_up} ({answer.runner_up_confidence:.2%})"
+    for position, digit in enumerate(digits, 1):
         if digit.unsure:
-            text += f"; unsure{f' of digit {place}' if len(digits) > 1 else ''}: "
-            text += f"{printable(digit.prediction)} or {printable(str(digit.runner_up))}"
-    return text
+            which = f" of digit {position}" if len(digits) > 1 else ""
+            line += f"; unsure{which}: {digit.prediction} or {digit.runner_up}"
+    return printable(line)
 
 
 def expand(name: str) -> list[str]:
-    """Return the pictures in the folder ``name``, sorted, or ``name`` itself if it is a file or has none."""
+    """Return the pictures in the folder ``name``, sorted; [``name``] if it is a file or has none."""
     if not Path(name).is_dir():
         return [name]
     suffixes = {*Image.registered_extensions(), ".heic", ".heif"}
@@ -76,22 +71,24 @@ def expand(name: str) -> list[str]:
     return sorted(str(path) for path in files if not path.name.startswith(".")) or [name]
 
 
-def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Found]]]:
-    """Read the file ``name``, or stdin for '-': its colours, their reduction, and the digits, line by line.
+def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[DigitImage]]]:
+    """Read the file ``name``, or stdin for '-': return its colours, a scale, and its digits, line by line.
 
-    The colours are RGB (H, W, 3) in [0, 1]; the picture has as many times their pixels as the second result.
+    - The colours are RGB (H, W, 3) in [0, 1]. The file's picture has scale times as many pixels on each side.
+    - If the data set is not like digits, the whole picture is the only "digit".
     """
 
-    def prepare(picture: Image.Image) -> tuple[Floats, float, list[list[Found]]]:
+    def prepare(picture: Image.Image) -> tuple[Floats, float, list[list[DigitImage]]]:
         longer = max(picture.size)
-        if dataset.digit_like:
-            rgb = read_colors(picture)
-            return rgb, longer / max(rgb.shape), read_digits(rgb)
-        image = fit_to_28x28(picture)
-        if dataset.light_on_dark and np.median(border(image)) > 127:
-            image = 255 - image
+        image = None if dataset.digit_like else fit_to_28x28(picture)
         rgb = read_colors(picture)
-        return rgb, longer / max(rgb.shape), [[Found(Box(0, 0, rgb.shape[1], rgb.shape[0]), image)]]
+        height, width, _ = rgb.shape
+        if image is None:
+            lines = read_digits(rgb)
+        else:
+            invert = dataset.light_on_dark and np.median(border(image)) > 127
+            lines = [[DigitImage(Box(0, 0, width, height), 255 - image if invert else image)]]
+        return rgb, longer / max(height, width), lines
 
     if Path(name).is_dir():
         raise UserError("there is no picture in this folder")
@@ -99,62 +96,55 @@ def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Fo
         return read_picture(file, prepare)
 
 
-def predict(trained: Trained, found: list[list[Found]], scale: float = 1) -> tuple[Answer, list[Digit]]:
-    """Return the answer of ``trained`` to what was ``found``, and that to each digit; ``scale`` the boxes."""
-    digits = [digit for line in found for digit in line]
-    names: list[int] | list[str] = list(range(10)) if trained.dataset == MNIST else [*trained.dataset.classes]
-    probabilities = trained.log_probs(torch.from_numpy(np.stack([image for _, image in digits]))).exp()
-    answers = []
-    for (first, second), labels, (box, image) in zip(
-        *(t.tolist() for t in probabilities.topk(2)), digits, strict=True
-    ):
-        best, runner_up = (names[label] for label in labels)
-        place = Box(*(math.floor(side * scale + 0.5) for side in box))
+def predict(trained: Trained, lines: list[list[DigitImage]], scale: float = 1) -> tuple[Answer, list[Digit]]:
+    """Return the answer of ``trained`` to a picture with ``lines`` of digits, and its answer to each digit.
+
+    The boxes in the answers are multiplied by ``scale``.
+    """
+    images = [digit for line in lines for digit in line]
+    classes: Sequence[int | str] = range(10) if trained.dataset == MNIST else trained.dataset.classes
+    log_probs = trained.log_probs(torch.from_numpy(np.stack([image for _, image in images])))
+    confidences, labels = (values.tolist() for values in log_probs.exp().topk(2))
+    digits = []
+    for (box, image), (first, second), (best, next_best) in zip(images, confidences, labels, strict=True):
         unsure = first < UNSURE or (trained.dataset.digit_like and bool(image.mean() > HEAVY))
-        answers.append(Digit(best, first, runner_up, second, unsure, place))
-    if len(answers) == 1:
-        return answers[0], answers
-    texts = iter(str(answer.prediction) for answer in answers)
-    number = " ".join("".join(next(texts) for _ in line) for line in found)
-    confidence = math.prod(answer.confidence for answer in answers)
-    return Answer(number, confidence, None, None, any(answer.unsure for answer in answers)), answers
-
-
-def read_all(
-    trained: Trained, files: list[str], folder: Path | None
-) -> Iterator[tuple[str, Answer, list[Digit]]]:
-    """Yield the answers for each of ``files`` that can be read; print a line on stderr for each other."""
-    bar = tqdm(files, unit=" pictures", leave=False, disable=None if len(files) >= MANY else True)
-    for number, file in enumerate(bar, 1):
-        try:
-            rgb, scale, found = read_image(file, trained.dataset)
-        except (OSError, UserError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            bar.write(f"predict: error: {printable(file)}: {reason}", file=sys.stderr)
-            continue
-        whole, digits = predict(trained, found, scale)
-        if folder is not None:
-            sheet = draw_sheet(rgb, [one for line in found for one in line], list(map(str, digits)))
-            replace_file(folder / f"{number}-{Path(file).name[:50]}.png", sheet)
-        yield file, whole, digits
+        box = Box(*(math.floor(side * scale + 0.5) for side in box))
+        digits.append(Digit(classes[best], first, classes[next_best], second, unsure, box))
+    if len(digits) == 1:
+        return digits[0], digits
+    predictions = iter(str(digit.prediction) for digit in digits)
+    number = " ".join("".join(next(predictions) for _ in line) for line in lines)
+    confidence = math.prod(digit.confidence for digit in digits)
+    return Answer(number, confidence, None, None, any(digit.unsure for digit in digits)), digits
 
 
 def main(images: list[str], weights: str | None, as_json: bool = False, save: str | None = None) -> int:
     """Print the predictions for ``images``; return the exit status, 1 if one of them can't be read."""
     trained = load_trained(weights)
     print(f"Weights: {trained}", file=sys.stderr)
-    folder = None if save is None else Path(save)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    files, count = [file for name in images for file in expand(name)], 0
-    for count, (file, whole, digits) in enumerate(read_all(trained, files, folder), 1):
+    if save is not None:
+        Path(save).mkdir(parents=True, exist_ok=True)
+    files, answered = [file for name in images for file in expand(name)], 0
+    bar = tqdm(files, unit=" pictures", leave=False, disable=None if len(files) >= MANY else True)
+    for number, file in enumerate(bar, 1):
+        try:
+            rgb, scale, lines = read_image(file, trained.dataset)
+        except (OSError, UserError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            tqdm.write(printable(f"predict: error: {file}: {reason}"), file=sys.stderr)
+            continue
+        answer, digits = predict(trained, lines, scale)
+        if save is not None:
+            sheet = draw_sheet(rgb, [image for line in lines for image in line], list(map(str, digits)))
+            replace_file(Path(save) / f"{number}-{Path(file).name[:50]}.png", sheet)
+        answered += 1
         if as_json:
-            entry = {"file": file, **asdict(whole), "digits": list(map(asdict, digits))}
-            text = ("[" if count == 1 else ",") + json.dumps([entry], indent=2)[1:-2]
+            entry = {"file": file, **asdict(answer), "digits": list(map(asdict, digits))}
+            text = ("[" if answered == 1 else ",") + json.dumps([entry], indent=2)[1:-2]
         else:
-            text = as_line(file, whole, digits) + "\n"
+            text = as_line(file, answer, digits) + "\n"
         tqdm.write(text, end="")
         sys.stdout.flush()
     if as_json:
-        print("\n]" if count else "[]", flush=True)
-    return 0 if count == len(files) else 1
+        print("\n]" if answered else "[]", flush=True)
+    return 0 if answered == len(files) else 1

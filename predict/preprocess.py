@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
 from datasets.pictures import Floats, PictureError, border, read_colors
 from predict.segment import STRONG, Box, find_digits
@@ -13,32 +13,32 @@ from predict.segment import STRONG, Box, find_digits
 MIN_CONTRAST = 0.1  # of the way from black to white
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
 UNEVEN, FRAMED = 0.3, 0.9  # share of the border that is ink if the background varies; more is a frame
-REDUCED, WINDOW = (
-    64,
-    21,
-)  # pixels: longer side for measuring a varying background, side of the median's window
+REDUCED, WINDOW = 64, 21  # pixels, of a varying background: its longer side, the median's window
 ENLARGE = 4  # times, a picture smaller than MNIST's
-SPECKS = 0.01  # share of the strong ink that may be outside the digit's box, at each side
+SPECKS = 0.01  # share of the strong ink that may be outside the digit's box, on each side
 VISIBLE = 0.1  # ink that counts for the strength of a stroke
 TIE = 1e-6  # pixels; more than the rounding errors of float64 in step 12
 DIGIT, FRAME = 20, 28  # pixels: the digit's longer side, the picture's sides
 
 
-class Found(NamedTuple):
-    """A digit in a picture: its box, and its image as in MNIST, uint8 (28, 28), light on dark."""
+class DigitImage(NamedTuple):
+    """A digit in a picture."""
 
-    box: Box
-    image: NDArray[np.uint8]
+    box: Box  # in pixels of the picture
+    image: NDArray[np.uint8]  # (28, 28), light on dark, as in MNIST
 
 
 def distance(rgb: Floats, background: Floats) -> Floats:
-    """Return how far each pixel of ``rgb`` (H, W, 3) is from ``background``, (3,) or (H, W, 3): (H, W)."""
+    """Return the largest difference over R, G, B, (H, W), of ``rgb`` (H, W, 3) to ``background``.
+
+    The background is one colour (3,), or one for each pixel (H, W, 3).
+    """
     red, green, blue = (np.abs(rgb[..., i] - background[..., i]) for i in range(3))
-    return np.maximum(np.maximum(red, green), blue)
+    return np.maximum(np.maximum(red, green), blue)  # several times as fast as .max(axis=2)
 
 
 def local_background(rgb: Floats) -> Floats:
-    """Return the median of ``rgb`` (H, W, 3) around each pixel: step 5."""
+    """Return the median of ``rgb`` around each pixel, (H, W, 3) like it: step 5."""
     picture = Image.fromarray(np.floor(rgb * 255 + 0.5).astype(np.uint8))
     scale = REDUCED / max(picture.size)
     width, height = (max(1, math.floor(side * scale + 0.5)) for side in picture.size)
@@ -47,11 +47,12 @@ def local_background(rgb: Floats) -> Floats:
 
 
 def find_ink(rgb: Floats) -> Floats:
-    """Return where the ink is in ``rgb`` (H, W, 3), (H, W) in [0, 1]: steps 4 to 6.
+    """Return the ink in ``rgb`` (H, W, 3) as (H, W) in [0, 1]: steps 4 to 6.
 
-    The ink of a picture smaller than MNIST's is (4 H, 4 W). A blank one raises ``PictureError``.
+    A picture smaller than MNIST's is enlarged: its ink is (4 H, 4 W). A blank one raises ``PictureError``.
     """
-    ink, cut = distance(rgb, np.median(border(rgb), axis=0)), LOW + STRONG * (HIGH - LOW)
+    cut = LOW + STRONG * (HIGH - LOW)
+    ink = distance(rgb, np.median(border(rgb), axis=0))
     if (ink >= cut * ink.max()).mean() > 0.5:
         ink = distance(rgb, np.median(rgb, axis=(0, 1)))
     share = (border(ink) >= cut * ink.max()).mean()
@@ -60,8 +61,7 @@ def find_ink(rgb: Floats) -> Floats:
     if not ink.max() >= MIN_CONTRAST:
         raise PictureError("it is blank: nothing in it stands out from the background")
     if max(ink.shape) < FRAME:
-        size = (ENLARGE * ink.shape[1], ENLARGE * ink.shape[0])
-        enlarged = Image.fromarray(ink.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
+        enlarged = ImageOps.scale(Image.fromarray(ink.astype(np.float32)), ENLARGE, Image.Resampling.BICUBIC)
         ink = np.asarray(enlarged, dtype=np.float64)
     return np.asarray(np.clip((ink / ink.max() - LOW) / (HIGH - LOW), 0, 1))
 
@@ -77,8 +77,8 @@ def resampling(n: int, m: int) -> Floats:
     return np.asarray(np.maximum(0, 1 - np.abs(x[:, None] - np.arange(n))))
 
 
-def span(sums: Floats) -> tuple[int, int]:
-    """Return the digit's first row and the one beyond its last, given each row's strong ink (n,)."""
+def extent(sums: Floats) -> tuple[int, int]:
+    """Return the digit's first row and the one beyond its last, from each row's sum of strong ink (n,)."""
     least = SPECKS * sums.sum()
     inside = (np.cumsum(sums) > least) & (np.cumsum(sums[::-1])[::-1] > least)
     first, last = np.flatnonzero(inside)[[0, -1]]
@@ -88,12 +88,12 @@ def span(sums: Floats) -> tuple[int, int]:
 def crop(ink: Floats) -> Box:
     """Return the box of the digit in ``ink`` (H, W): step 9."""
     strong = np.where(ink >= STRONG, ink, 0)
-    (top, bottom), (left, right) = span(strong.sum(axis=1)), span(strong.sum(axis=0))
+    (left, right), (top, bottom) = (extent(strong.sum(axis=axis)) for axis in (0, 1))
     return Box(left, top, right, bottom)
 
 
 def centre(ink: Floats) -> NDArray[np.uint8]:
-    """Return ``ink`` (H, W), cropped to a digit, as MNIST has it, uint8 (28, 28): steps 10 to 12."""
+    """Bring the cropped ``ink`` (H, W) of a digit into MNIST's form, uint8 (28, 28): steps 10 to 12."""
     longer = max(ink.shape)
     height, width = (max(1, math.floor(DIGIT * side / longer + 0.5)) for side in ink.shape)
     ink = resampling(ink.shape[0], height) @ ink @ resampling(ink.shape[1], width).T
@@ -109,20 +109,20 @@ def centre(ink: Floats) -> NDArray[np.uint8]:
     return framed
 
 
-def read_digits(rgb: Floats) -> list[list[Found]]:
-    """Return the digits in ``rgb`` (H, W, 3), line by line, with boxes in its pixels: steps 4 to 12."""
+def read_digits(rgb: Floats) -> list[list[DigitImage]]:
+    """Return the digits in ``rgb`` (H, W, 3) in [0, 1], line by line: steps 4 to 12."""
     ink = find_ink(rgb)
-    scale = ink.shape[0] // rgb.shape[0]  # more than 1 where a small picture was enlarged
+    scale = ink.shape[0] // rgb.shape[0]  # more than 1 if a small picture was enlarged
 
-    def read(place: Box, part: Floats) -> Found:
+    def read(outer: Box, part: Floats) -> DigitImage:
         left, top, right, bottom = crop(part)
-        corner, beyond = (place.left + left, place.top + top), (place.left + right, place.top + bottom)
-        box = Box(*(side // scale for side in corner), *(-(-side // scale) for side in beyond))
-        return Found(box, centre(part[top:bottom, left:right]))
+        first = ((outer.left + left) // scale, (outer.top + top) // scale)
+        beyond = (math.ceil((outer.left + right) / scale), math.ceil((outer.top + bottom) / scale))
+        return DigitImage(Box(*first, *beyond), centre(part[top:bottom, left:right]))
 
-    return [[read(place, part) for place, part in line] for line in find_digits(ink)]
+    return [[read(outer, part) for outer, part in line] for line in find_digits(ink)]
 
 
 def preprocess(picture: Image.Image) -> NDArray[np.uint8]:
-    """Return the first digit in ``picture`` as MNIST has it, uint8 (28, 28), light on dark: steps 1 to 12."""
+    """Return the first digit in ``picture`` as in MNIST, uint8 (28, 28), light on dark: steps 1 to 12."""
     return read_digits(read_colors(picture))[0][0].image

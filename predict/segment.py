@@ -1,6 +1,7 @@
 """Find the digits in a picture's ink: steps 7 and 8 in docs/predict.md."""
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -9,15 +10,11 @@ from numpy.typing import NDArray
 from datasets.pictures import Floats, border
 
 STRONG = 0.35  # ink that belongs to a component
-STRIP, INSIDE, LIGHT = (
-    0.1,
-    0.8,
-    0.3,
-)  # step 7: strip of the shorter side, share within it, share of the heaviest
-SEVERAL, MOST = 40, 100  # pixels: a smaller picture is of one digit; pieces: more are no digits
+STRIP, INSIDE, LIGHT = 0.1, 0.8, 0.3  # shares: of the shorter side, of the component, of the largest one
+SEVERAL, MOST = 40, 100  # pixels: a smaller picture has one digit; pieces: more are no digits
 BRIDGED, SPECK = 0.04, 0.15  # of the typical height: reach over gaps in a stroke, smallest piece
-LOW, TALL, FAINT = 0.5, 2.0, 0.2  # of the typical height, twice; of the mean area: limits of a digit
-BESIDE = 0.6  # of the taller's height: how much of two digits is beside each other
+LOW, TALL, FAINT = 0.5, 2.0, 0.2  # limits of a digit: of the typical height, twice, and of the mean area
+BESIDE = 0.6  # share of the taller digit's rows that the other of two digits must have, too
 
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -32,12 +29,7 @@ class Box(NamedTuple):
     bottom: int
 
 
-class Piece(NamedTuple):
-    """Components that belong together: the box around them, their pixels, their numbers."""
-
-    box: Box
-    area: int
-    numbers: list[int]
+Digit = tuple[Box, Floats]  # the box around a digit, the ink in it
 
 
 def label(mask: Mask) -> Integers:
@@ -78,29 +70,26 @@ def measure(labels: Integers) -> tuple[Integers, Integers]:
 def dilate(mask: Mask, reach: int) -> Mask:
     """Return where ``mask`` (H, W) is True within ``reach`` rows and columns."""
     for _ in range(2):  # along the columns, then along the rows
-        mask, size = np.pad(mask, ((reach, reach), (0, 0))), 1
-        while size <= 2 * reach:  # size: of the window that mask covers
-            step = min(size, 2 * reach + 1 - size)
-            mask, size = mask[:-step] | mask[step:], size + step
-        mask = mask.T
+        padded = np.pad(mask, ((reach, reach), (0, 0)))
+        mask = reduce(np.logical_or, (padded[i : i + len(mask)] for i in range(2 * reach + 1))).T
     return mask
 
 
 def erase(ink: Floats, others: Mask, own: Mask) -> Floats:
-    """Return ``ink`` without the pixels of ``others`` and those that touch them, but with its ``own``."""
+    """Set ``ink`` (H, W) to 0 where ``others`` is True, and beside it unless ``own`` is True there."""
     return np.where(dilate(others, 1) & ~own, 0, ink)
 
 
 def drop_scraps(ink: Floats) -> Floats:
-    """Return ``ink`` (H, W) without what touches the picture's border and is no digit: step 7."""
+    """Erase the components of ``ink`` (H, W) that touch the picture's border and are no digits: step 7."""
     labels = label(ink >= STRONG)
     strip = math.ceil(STRIP * min(ink.shape))
     areas = np.bincount(labels.ravel())
     inner = np.bincount(labels[strip:-strip, strip:-strip].ravel(), minlength=len(areas))
     touching = np.zeros(len(areas), dtype=bool)
     touching[border(labels)] = True
-    heaviest = (areas * ~touching)[1:].max(initial=0)
-    scraps = touching & ((areas - inner >= INSIDE * areas) | (areas < LIGHT * heaviest))
+    largest = (areas * ~touching)[1:].max(initial=0)
+    scraps = touching & ((areas - inner >= INSIDE * areas) | (areas < LIGHT * largest))
     scraps[0] = False
     if not scraps.any() or scraps[1:].all():
         return ink
@@ -108,86 +97,91 @@ def drop_scraps(ink: Floats) -> Floats:
 
 
 def typical_height(boxes: Integers, areas: Integers) -> int:
-    """Return the least height such that ``boxes`` of at most this height hold half of the ``areas``."""
+    """Return the least height such that the ``boxes`` (n, 4) up to it have half of the ``areas`` (n,)."""
     heights = boxes[:, 3] - boxes[:, 1]
     order = np.argsort(heights, kind="stable")
     sums = np.cumsum(areas[order])
     return int(heights[order[np.searchsorted(2 * sums, sums[-1])]])
 
 
+def overlap(a: Box, b: Box, axis: int) -> tuple[int, int, int]:
+    """Return how many columns (axis 0) or rows (axis 1) the boxes share, and the shorter and longer extent.
+
+    The first value is negative if there is a gap between the boxes.
+    """
+    shorter, longer = sorted((a[axis + 2] - a[axis], b[axis + 2] - b[axis]))
+    return min(a[axis + 2], b[axis + 2]) - max(a[axis], b[axis]), shorter, longer
+
+
 def stacked(a: Box, b: Box, height: int) -> bool:
-    """Return whether one of ``a`` and ``b`` is right above the other, as the pieces of one digit are."""
-    across = min(a.right, b.right) - max(a.left, b.left)
-    gap = max(a.top, b.top) - min(a.bottom, b.bottom)
-    narrower, lower = min(a.right - a.left, b.right - b.left), min(a.bottom - a.top, b.bottom - b.top)
-    return 2 * across >= narrower and -lower <= 2 * gap and 10 * gap <= 3 * height - 2 * lower
+    """Return whether ``a`` and ``b`` are one above the other, like the pieces of a digit."""
+    columns, narrower, _ = overlap(a, b, 0)
+    rows, lower, _ = overlap(a, b, 1)
+    return 2 * columns >= narrower and 2 * rows <= lower and -10 * rows <= 3 * height - 2 * lower
 
 
-def join(pieces: list[Piece], height: int) -> list[Piece]:
-    """Join those of ``pieces`` that are stacked, until none are."""
-    joined: list[Piece] = []
-    for piece in pieces:
-        while other := next((each for each in joined if stacked(each.box, piece.box, height)), None):
-            joined.remove(other)
-            box = Box(*map(min, other.box[:2], piece.box[:2]), *map(max, other.box[2:], piece.box[2:]))
-            piece = Piece(box, other.area + piece.area, other.numbers + piece.numbers)
-        joined.append(piece)
-    return joined
+def join(boxes: Integers, large: Integers, height: int) -> Integers:
+    """Give stacked components the same new label; return the new label of each old one, 0 to n: (n + 1,).
+
+    ``boxes`` (n, 4) are the components' boxes. Those that aren't among the indices ``large`` (m,) get 0.
+    ``height`` is the typical height of a component.
+    """
+    labels = np.zeros(len(boxes) + 1, dtype=np.int64)
+    joined: dict[int, Box] = {}
+    for new in (large + 1).tolist():
+        box, labels[new] = Box(*boxes[new - 1].tolist()), new
+        while old := next((old for old in joined if stacked(joined[old], box, height)), None):
+            other = joined.pop(old)
+            box = Box(*map(min, other[:2], box[:2]), *map(max, other[2:], box[2:]))
+            labels[labels == old] = new
+        joined[new] = box
+    return np.unique(labels, return_inverse=True)[1]
 
 
-def beside(a: Box, b: Box) -> tuple[int, int, int]:
-    """Return how many rows ``a`` and ``b`` share, and the heights of the lower and the taller."""
-    heights = sorted((a.bottom - a.top, b.bottom - b.top))
-    return min(a.bottom, b.bottom) - max(a.top, b.top), heights[0], heights[1]
-
-
-def lines(pieces: list[Piece]) -> list[list[Piece]]:
-    """Sort ``pieces`` into lines, from top to bottom, each from left to right."""
-    found: list[list[Piece]] = []
-    for piece in sorted(pieces, key=lambda piece: piece.box.left):
-        for line in found:
-            shared, lower, _ = beside(line[-1].box, piece.box)
-            if 2 * shared >= lower:
-                line.append(piece)
+def sort_into_lines(digits: list[Digit]) -> list[list[Digit]]:
+    """Return ``digits`` as lines of text, from top to bottom, each from left to right."""
+    lines: list[list[Digit]] = []
+    for digit in sorted(digits, key=lambda digit: digit[0].left):
+        for line in lines:
+            rows, lower, _ = overlap(line[-1][0], digit[0], 1)
+            if 2 * rows >= lower:
+                line.append(digit)
                 break
         else:
-            found.append([piece])
-    return sorted(found, key=lambda line: sum(p.box.top + p.box.bottom for p in line) / len(line))
+            lines.append([digit])
+    return sorted(lines, key=lambda line: sum(box.top + box.bottom for box, _ in line) / len(line))
 
 
-def find_digits(ink: Floats) -> list[list[tuple[Box, Floats]]]:
-    """Return the digits in ``ink`` (H, W), line by line: a box around each, and the ink in it.
+def find_digits(ink: Floats) -> list[list[Digit]]:
+    """Return the digits in ``ink`` (H, W), line by line: a box around each, and the ink in it: steps 7 and 8.
 
-    The box of a single digit is the whole picture. Steps 7 and 8.
+    If there are fewer than two, the only box is the whole picture.
     """
     ink = drop_scraps(ink)
-    strong, whole = ink >= STRONG, [[(Box(0, 0, ink.shape[1], ink.shape[0]), ink)]]
+    strong, single = ink >= STRONG, [[(Box(0, 0, ink.shape[1], ink.shape[0]), ink)]]
     boxes, areas = measure(label(strong))
     if max(ink.shape) < SEVERAL or len(boxes) < 2:
-        return whole
+        return single
     reach = max(1, math.floor(BRIDGED * typical_height(boxes, areas) + 0.5))
     labels = label(dilate(strong, reach)) * strong
     boxes, areas = measure(labels)
     height = typical_height(boxes, areas)
     large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).max(axis=1) >= SPECK * height)
     if not 2 <= len(large) <= MOST:
-        return whole
-    pieces = join([Piece(Box(*boxes[i].tolist()), int(areas[i]), [i + 1]) for i in large], height)
-    height = typical_height(np.array([p.box for p in pieces]), np.array([p.area for p in pieces]))
-    least = FAINT * sum(piece.area for piece in pieces) / len(pieces)
-    low, tall = LOW * height, TALL * height
-    digits = [p for p in pieces if low <= p.box.bottom - p.box.top <= tall and p.area >= least]
+        return single
+
+    labels = join(boxes, large, height)[labels]
+    boxes, areas = measure(labels)
+    height, heights = typical_height(boxes, areas), boxes[:, 3] - boxes[:, 1]
+    fits = (heights >= LOW * height) & (heights <= TALL * height)
+    digits = []
+    for i in np.flatnonzero(fits & (areas >= FAINT * areas.sum() / len(areas))):
+        left, top, right, bottom = box = Box(*boxes[i].tolist())
+        own = labels[top:bottom, left:right] == i + 1
+        others = strong[top:bottom, left:right] & ~own
+        digits.append((box, erase(ink[top:bottom, left:right], others, own)))
     if len(digits) == 2:
-        shared, _, taller = beside(digits[0].box, digits[1].box)
-        if shared < BESIDE * taller:
-            return whole
-    if len(digits) < 2:
-        return whole
-
-    def cut(piece: Piece) -> tuple[Box, Floats]:
-        left, top, right, bottom = piece.box
-        near = labels[top:bottom, left:right]
-        own = np.isin(near, piece.numbers)
-        return piece.box, erase(ink[top:bottom, left:right], (near > 0) & ~own, own)
-
-    return [[cut(piece) for piece in line] for line in lines(digits)]
+        rows, _, taller = overlap(digits[0][0], digits[1][0], 1)
+        if rows < BESIDE * taller:
+            return single
+    return sort_into_lines(digits) if len(digits) > 1 else single

@@ -56,11 +56,11 @@ def run(*flags: str, **options: object) -> "subprocess.CompletedProcess[str]":
 
 def test_drawn_digits(capsys: Capture) -> None:
     assert command.main(DRAWN, None, as_json=True) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [entry["file"] for entry in found] == DRAWN
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["file"] for entry in entries] == DRAWN
     labels = [int(Path(name).name[0]) for name in DRAWN]
     assert sorted(labels) == sorted(2 * list(range(10)))
-    assert sum(entry["prediction"] == label for entry, label in zip(found, labels, strict=True)) >= 18
+    assert sum(entry["prediction"] == label for entry, label in zip(entries, labels, strict=True)) >= 18
 
 
 def test_weights_and_their_accuracy_come_first_on_stderr(capsys: Capture) -> None:
@@ -78,7 +78,7 @@ def test_weights_and_their_accuracy_come_first_on_stderr(capsys: Capture) -> Non
 def test_confidence_is_the_softmax(capsys: Capture, tmp_path: Path) -> None:
     Image.fromarray(load_mnist(train=False)[0][0].numpy()).save(tmp_path / "seven.png")
     assert command.main(["seven.png"], WEIGHTS, as_json=True) == 0
-    (found,) = json.loads(capsys.readouterr().out)
+    (entry,) = json.loads(capsys.readouterr().out)
     net = load_trained(Path(WEIGHTS)).model
     logits: list[torch.Tensor] = []
     net.gap.register_forward_hook(lambda module, inputs, output: logits.append(output.flatten()))
@@ -87,12 +87,12 @@ def test_confidence_is_the_softmax(capsys: Capture, tmp_path: Path) -> None:
     with torch.no_grad():
         net(tensor(prepared).unsqueeze(0))
     expected = sorted(enumerate(F.softmax(logits[0], dim=0).tolist()), key=lambda pair: -pair[1])[:2]
-    assert list(found)[:5] == ["file", "prediction", "confidence", "runner_up", "runner_up_confidence"]
-    assert found["unsure"] is False
-    assert (found["prediction"], found["runner_up"]) == (expected[0][0], expected[1][0])
-    assert found["prediction"] == 7
-    assert found["confidence"] == pytest.approx(expected[0][1], rel=1e-4)
-    assert found["runner_up_confidence"] == pytest.approx(expected[1][1], rel=1e-3)
+    assert list(entry)[:5] == ["file", "prediction", "confidence", "runner_up", "runner_up_confidence"]
+    assert entry["unsure"] is False
+    assert (entry["prediction"], entry["runner_up"]) == (expected[0][0], expected[1][0])
+    assert entry["prediction"] == 7
+    assert entry["confidence"] == pytest.approx(expected[0][1], rel=1e-4)
+    assert entry["runner_up_confidence"] == pytest.approx(expected[1][1], rel=1e-3)
 
 
 THINGS = Dataset("folder", ("circle", "odd\nname", "square"), 0.25, 0.5, True, False, None)
@@ -116,14 +116,14 @@ def test_what_is_no_digit_is_scaled_whole_and_answered_by_name(
     assert ((255 - expected if light_on_dark else expected) - image).abs().max() <= 1
 
     assert command.main(["light.png"], "best.pt", as_json=True) == 0
-    (found,) = json.loads(capsys.readouterr().out)
+    (entry,) = json.loads(capsys.readouterr().out)
     probabilities = net(((image / 255 - 0.25) / 0.5)[None, None]).exp()[0]
     order = probabilities.argsort(descending=True).tolist()
-    assert [found["prediction"], found["runner_up"]] == [THINGS.classes[i] for i in order[:2]]
-    assert found["confidence"] == pytest.approx(probabilities[order[0]].item(), rel=1e-4)
+    assert [entry["prediction"], entry["runner_up"]] == [THINGS.classes[i] for i in order[:2]]
+    assert entry["confidence"] == pytest.approx(probabilities[order[0]].item(), rel=1e-4)
     assert command.main(["light.png"], "best.pt") == 0
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and found["prediction"].replace("\n", "\\n") in out
+    assert out.count("\n") == 1 and entry["prediction"].replace("\n", "\\n") in out
 
 
 def test_a_data_set_of_mnists_form_has_its_pictures_prepared_like_digits() -> None:
@@ -145,11 +145,11 @@ def number(*names: str) -> None:
 def test_a_number_has_an_answer_and_a_box_for_each_digit(capsys: Capture) -> None:
     number("4a", "0a", "7a")
     assert command.main(["number.png"], WEIGHTS, as_json=True) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert (found["prediction"], found["runner_up"], found["unsure"]) == ("407", None, False)
-    digits = found["digits"]
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["prediction"], entry["runner_up"], entry["unsure"]) == ("407", None, False)
+    digits = entry["digits"]
     assert [digit["prediction"] for digit in digits] == [4, 0, 7]
-    assert found["confidence"] == pytest.approx(np.prod([digit["confidence"] for digit in digits]))
+    assert entry["confidence"] == pytest.approx(np.prod([digit["confidence"] for digit in digits]))
     for i, (digit, name) in enumerate(zip(digits, ("4a", "0a", "7a"), strict=True)):
         ink = draw(name, (300, 300), (50, 50, 200, 200), 18) > 0.5
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -170,10 +170,10 @@ def test_pages_of_several_digits() -> None:
     trained, drawn, right, total = load_trained(WEIGHTS), pens(), 0, 0
     for seed in range(20):
         page, texts = draw_page(seed, cropped if seed % 2 else drawn)
-        whole, _ = command.predict(trained, read_digits(read_colors(page)))
-        given, expected = str(whole.prediction), " ".join(texts)
-        blocks = difflib.SequenceMatcher(None, given, expected, autojunk=False).get_matching_blocks()
-        right, total = right + sum(block.size for block in blocks), total + max(len(given), len(expected))
+        answer, _ = command.predict(trained, read_digits(read_colors(page)))
+        predicted, expected = str(answer.prediction), " ".join(texts)
+        blocks = difflib.SequenceMatcher(None, predicted, expected, autojunk=False).get_matching_blocks()
+        right, total = right + sum(block.size for block in blocks), total + max(len(predicted), len(expected))
     assert total > 100
     assert right >= 0.95 * total
 
@@ -191,8 +191,8 @@ def test_unsure_is_said_in_words_and_in_json(capsys: Capture, monkeypatch: pytes
     assert command.main(["number.png"], WEIGHTS) == 0
     assert re.search(r"\); unsure of digit 1: 4 or \d; unsure of digit 2: 0 or \d$", capsys.readouterr().out)
     assert command.main(["number.png"], WEIGHTS, as_json=True) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    assert [found["unsure"], *(digit["unsure"] for digit in found["digits"])] == [True] * 3
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert [entry["unsure"], *(digit["unsure"] for digit in entry["digits"])] == [True] * 3
 
 
 def test_something_else_is_mostly_unsure() -> None:
@@ -285,7 +285,7 @@ def test_bad_files_do_not_stop_the_good(tmp_path: Path, capsys: Capture) -> None
     lines = err.splitlines()[1:]
     assert len(lines) == len(bad)
     for line, name, reason in zip(lines, bad, reasons, strict=True):
-        assert line.startswith(f"predict: error: {name if name.isprintable() else ascii(name)}: ")
+        assert line.startswith(f"predict: error: {name.replace(chr(10), chr(92) + 'n')}: ")
         assert reason in line
 
 

@@ -51,8 +51,8 @@ def ten(test_set: Set) -> Bytes:
 @torch.inference_mode()
 def predictions(net: Net, digits: list[Bytes]) -> list[int]:
     images = torch.from_numpy(np.stack(digits)).unsqueeze(1) / 255
-    found: list[int] = net((images - MEAN) / STD).argmax(dim=1).tolist()
-    return found
+    labels: list[int] = net((images - MEAN) / STD).argmax(dim=1).tolist()
+    return labels
 
 
 def prepare(file: BinaryIO) -> Bytes:
@@ -292,7 +292,7 @@ def test_each_digit_is_prepared_as_if_it_were_alone(ten: Bytes) -> None:
         page[top : top + 112, left : left + 112] = enlarged(digit)
     lines = read_digits(np.repeat(1 - page[:, :, None], 3, axis=2))
     assert list(map(len, lines)) == [5, 5]
-    for (box, image), digit in zip([found for line in lines for found in line], ten, strict=True):
+    for (box, image), digit in zip([each for line in lines for each in line], ten, strict=True):
         alone = preprocess(painted(enlarged(digit)))
         assert np.abs(image.astype(int) - alone).max() <= 2  # painted rounds to 8 bits
         assert page[box.top : box.bottom, box.left : box.right].max() > 0.9
@@ -389,6 +389,6 @@ KINDS = ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "ICO", "TGA", "PCX"
 @given(st.sampled_from(KINDS), st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4)), max_size=4))
 def test_damaged_files(kind: str, changes: list[tuple[int, bytes]]) -> None:
     content = bytearray(saved(SAMPLE.convert("P") if kind == "GIF" else SAMPLE, kind))
-    for place, patch in changes:
-        content[place : place + len(patch)] = patch
+    for offset, patch in changes:
+        content[offset : offset + len(patch)] = patch
     check_outcome(bytes(content))
