@@ -60,7 +60,7 @@ def unidentified(file: BinaryIO) -> str:
 
 
 def read_colors(picture: Image.Image) -> Floats:
-    """Return the colours of ``picture``, RGB (H, W, 3) in [0, 1]: steps 1 to 3 in predict/preprocess.py.
+    """Return the colours of ``picture``, RGB (H, W, 3) in [0, 1]: steps 1 to 3 in docs/predict.md.
 
     Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
     """
