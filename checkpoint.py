@@ -100,6 +100,8 @@ def open_run(config: Config, options: Options) -> Iterator[Run]:
         if options.resume is not None:
             folder = Path(options.resume)
             folder = folder.parent if folder.name == "last.pt" else folder
+            if not (folder / "last.pt").is_file():
+                raise UserError(f"{folder / 'last.pt'} is missing: --resume needs the folder of a run")
             stack.enter_context(locked(folder))
             yield resume_run(folder, config, options)
             return

@@ -72,7 +72,7 @@ class Config:
         0.0, "decay of the running average of the weights, which is evaluated; 0: no average", 0, 0.999999
     )
     target_accuracy: float = setting(
-        99.4, "accuracy in percent for early stopping, which it turns on", 0, 100
+        99.4, "accuracy in percent for early stopping, which it turns on", 1, 100
     )
     early_stopping: bool = setting(
         True, "stop after the first epoch that reaches the target (default for other data sets: no)"

@@ -35,7 +35,9 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     class_folders = [path for path in list_visible(folder) if path.is_dir()]
     samples = [(path, label) for label, path in enumerate(class_folders) for path in list_pictures(path)]
     if len(class_folders) < 2:
-        raise UserError(f"--data-path {folder}: it needs 2 class folders or more, not {len(class_folders)}")
+        raise UserError(
+            f"--data-path {folder}: it needs 2 class folders or more, not {len(class_folders)}: CLASS/PICTURE"
+        )
     warn_unused({root, folder} if train else {folder} - {root}, {*parts, *class_folders})
     if folder == root:
         samples = take_fifth(samples, train)

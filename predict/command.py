@@ -136,7 +136,7 @@ def main(images: list[str], weights: str | None, as_json: bool = False, save: st
         answer, digits = predict(trained, lines, scale)
         if save is not None:
             sheet = draw_sheet(rgb, [image for line in lines for image in line], list(map(str, digits)))
-            replace_file(Path(save) / f"{number}-{Path(file).name[:50]}.png", sheet)
+            replace_file(Path(save) / f"{number}-{Path(file).stem[:50]}.png", sheet)
         answered += 1
         if as_json:
             entry = {"file": file, **asdict(answer), "digits": list(map(asdict, digits))}

@@ -15,6 +15,9 @@ from types import TracebackType
 from typing import NoReturn
 
 
+REQUIRED = ("torch", "torchvision", "tqdm", "numpy", "PIL")  # what requirements.txt brings
+
+
 class UserError(Exception):
     """A problem that the user can solve; the message is one line that says what is wrong and what to do."""
 
@@ -50,6 +53,11 @@ def run_command(program: str, parse_args: Callable[[], tuple[object, ...]], modu
     try:
         arguments = parse_args()
         status: int | None = importlib.import_module(module).main(*arguments)
+    except ModuleNotFoundError as error:
+        if error.name not in REQUIRED:
+            raise
+        solution = "use .venv/bin/python, or pip install -r requirements.txt"
+        raise UserError(f"{error.name} is not installed for {sys.executable}: {solution}") from None
     finally:
         sys.stdout.flush()  # here, a failure to write still ends in one line
     sys.exit(status)

@@ -23,6 +23,7 @@ REFUSED = [  # flags; what the message says of them
     (["--dropout", "1"], "argument --dropout: must be from 0 to 0.99, not 1.0"),
     (["--momentum", "0.9", "--base-momentum", "0.8"], "argument --base-momentum: not allowed with argument"),
     (["--target-accuracy", "99", "--no-early-stopping"], "argument --target-accuracy: not allowed with"),
+    (["--target-accuracy", "0.994"], "argument --target-accuracy: must be from 1 to 100, not 0.994"),
     (["--muon-lr", "0.1"], "argument --muon-lr: only allowed with argument --opt muon"),
     (["--interpolation", "bicubic"], "argument --interpolation: must be one of nearest, bilinear"),
     (["--recipe", "Original"], "argument --recipe: must be one of default, best, fast, original"),

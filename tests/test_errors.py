@@ -88,3 +88,11 @@ def test_sigterm_ends_like_ctrl_c() -> None:
     code += f"os.kill(os.getpid(), {int(signal.SIGTERM)}); time.sleep(9)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (143, "program: stopped by SIGTERM: nothing was saved\n")
+
+
+def test_a_python_without_the_packages_is_one_line() -> None:
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['main.py']; "
+    code += "import runpy; runpy.run_path('main.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"main.py: error: torch is not installed for {sys.executable}: use .venv")
