@@ -14,7 +14,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-
 REQUIRED = ("torch", "torchvision", "tqdm", "numpy", "PIL")  # what requirements.txt brings
 
 
