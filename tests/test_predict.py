@@ -245,7 +245,7 @@ def test_save_shows_what_the_network_was_shown(tmp_path: Path) -> None:
     assert command.main(["number.png", "missing.png", SEVEN], WEIGHTS, save="seen/here") == 1
     files = sorted(path.name for path in Path("seen/here").iterdir())
     assert files == ["1-number.png", "3-7-crossed-palette.png"]
-    with Image.open("seen/here/3-7-crossed-palette.png.png") as sheet:
+    with Image.open("seen/here/3-7-crossed-palette.png") as sheet:
         shown = np.asarray(sheet.convert("L"))
     image = command.read_image(SEVEN, MNIST)[2][0][0].image
     assert np.array_equal(shown[2:112:4, 454:564:4], image)
