@@ -4,8 +4,8 @@ from config import Config, Options, choose_data_path, parse_args, select_device
 from runtime.errors import DivergedError, UsageError, run_command
 
 if __name__ == "__main__":
-    # Parses the arguments before the slow imports below. Then it imports this file as a module, calls main(),
-    # and exits.
+    # run_command parses the arguments before the slow imports below. Then it imports this file as a module,
+    # calls main(), and exits.
     run_command("main.py", parse_args, "main")
 
 import contextlib
@@ -39,7 +39,7 @@ def print_summary(model: Net) -> None:
 
 
 def make_state(config: Config, device: torch.device, batches: int, num_classes: int) -> TrainingState:
-    """Make the network, its optimizer and its schedule for ``batches`` per epoch. Print a summary."""
+    """Make the network, its optimizer and its schedule, for epochs of ``batches`` steps. Print a summary."""
     torch.manual_seed(stream_seed(config.seed, "weights"))
     model = Net(config.dropout, num_classes)
     print_summary(model)
@@ -74,7 +74,7 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     loss, accuracy = test(state.eval_model, device, eval_loader, name=name)
     if not math.isfinite(loss):
         raise DivergedError(f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr")
-    if config.schedule_interval == "epoch":  # the schedule counts batches: move it by one epoch's
+    if config.schedule_interval == "epoch":  # the schedule counts steps, so move it by those of an epoch
         advance(state.scheduler, min(len(train_loader), config.limit_train_batches or len(train_loader)))
     seconds = round(time.perf_counter() - start, 2)
     return EpochMetrics(epoch, lr, train_loss, train_accuracy, split, loss, accuracy, seconds)
@@ -104,7 +104,7 @@ def train_run(run: Run, tensorboard: bool) -> None:
             if metrics.eval_accuracy > progress.best_accuracy:
                 print(f"New best accuracy: {metrics.eval_accuracy:.2f}%")
                 progress.best_model = copy.deepcopy(state.eval_model.state_dict())
-            progress.metrics.append(metrics)  # from which progress computes its best accuracy
+            progress.metrics.append(metrics)  # best_accuracy is computed from this list
             reached = config.early_stopping and metrics.eval_accuracy >= config.target_accuracy
             progress.finished = reached or epoch == config.epochs
             save_run(run, state)
@@ -144,5 +144,5 @@ def main(config: Config, options: Options) -> None:
         except KeyboardInterrupt as stop:
             saved = f"saved up to epoch {run.saved_epoch}" if run.saved_epoch else "no epoch was complete"
             command = f"python main.py --resume {shlex.quote(str(run.folder))}"
-            # The same class, as SIGTERM raises a subclass of KeyboardInterrupt.
+            # Keep the class: SIGTERM raises a subclass of KeyboardInterrupt.
             raise type(stop)(f"{saved}; to continue: {command}") from None

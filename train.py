@@ -56,7 +56,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         optimizer,
         max_lr=[config.max_lr, config.muon_lr][:num_groups],
         total_steps=steps,
-        # With a warm-up of less than two steps, OneCycleLR would start after the peak, or divide by zero.
+        # With a shorter warm-up, OneCycleLR would skip the peak, start after it, or divide by zero.
         pct_start=max(float(config.pct_start), 2 / steps),
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
@@ -68,7 +68,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
 
 
 def advance(scheduler: LRScheduler, steps: int = 1) -> None:
-    """Move the schedule by ``steps``, but not past its last step, which is that of the last batch."""
+    """Move the schedule by ``steps``, but not past its last step, which the run's last batch uses."""
     last_step = getattr(scheduler, "total_steps", math.inf) - 1  # counted from 0, like last_epoch
     for _ in range(steps):
         if scheduler.last_epoch < last_step:
@@ -95,7 +95,8 @@ def train(
     - ``scheduler`` moves after each batch.
     - ``limit_batches`` is the number of batches after which the epoch ends.
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
-    - ``ema``, a copy of the model, becomes the running average of its weights; ``ema_decay`` is in [0, 1).
+    - ``ema``, at first a copy of the model, becomes the running average of its weights. ``ema_decay`` is in
+      [0, 1).
 
     Returns the mean loss, without label smoothing, and the accuracy in percent. Both are measured on the
     distorted images, for each batch before its optimizer step. A loss that is not finite raises

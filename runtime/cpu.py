@@ -81,7 +81,7 @@ def draw_positions(count: int, p: float) -> Tensor:
     Returns their indices, int64, in ascending order.
     """
     expected, deviation = count * p, math.sqrt(count * p * (1 - p))
-    # This many gaps add up to count in all but one of 10^11 calls. (In that one, the last elements are kept.)
+    # This length covers all elements in all but one of 10^11 calls. (In that one, the last ones are kept.)
     gaps = torch.empty(int(expected + 7 * deviation) + 8)
     # Inverse transform sampling: log(1 - u) / log(1 - p), rounded down, is geometric for a uniform u.
     gaps.uniform_().neg_().log1p_().mul_(1 / math.log1p(-p)).clamp_(max=count)
@@ -93,14 +93,14 @@ class BatchNorm2d(nn.BatchNorm2d):
     """``nn.BatchNorm2d`` that is faster in training if its channels are few and stored last.
 
     PyTorch sums the columns of a matrix (N·H·W, C), and each thread has C partial sums in memory. With C
-    below 16, the sums of two threads share a cache line, so the threads wait for each other. This layer calls
-    PyTorch's functions with a matrix (N·H, W·C). There each channel has W columns; it combines their sums.
+    below 16, the sums of two threads share a cache line, so the threads wait for each other. This layer gives
+    PyTorch's functions a matrix (N·H, W·C), with W columns for each channel. Then it combines their sums.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         count = input.numel() // self.num_features if is_fast_case(self, input) else 0
         if (
-            count < 2  # a variance needs two values for each channel
+            count < 2  # not the fast case, or too few values for a variance
             or not input.is_contiguous(memory_format=torch.channels_last)
             or input.shape[1] != self.num_features
             or not self.affine
