@@ -135,7 +135,7 @@ def check_resumed(stored: Config, config: Config, given: Set[str]) -> None:
         old, new = getattr(stored, name), getattr(config, name)
         if old != new:
             raise UsageError(f"argument {flag(name)}: the run has {old}, not {new}; leave it out")
-    if "target_accuracy" in given and not stored.early_stopping:
+    if "target_accuracy" in given and config.early_stopping and not stored.early_stopping:
         raise UsageError("argument --target-accuracy: the run has no early stopping; leave it out")
 
 

@@ -66,7 +66,7 @@ def test_a_signal_in_training_says_how_the_run_goes_on(
         err.splitlines()[-1],
     )
     assert said and int(said[1]) == epoch and tmp_path / said[2] == folder
-    assert not list(folder.glob(".*"))
+    assert not list(folder.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_what_was_saved(full_disk: Path) -> None:
     metrics = torch.load(full_disk / "run" / "last.pt", weights_only=True)["metrics"]
     lines = (full_disk / "run" / "metrics.csv").read_text().splitlines()
     assert len(lines) in (0, len(metrics) + 1, len(metrics) + 2)
-    assert not list((full_disk / "run").glob(".*"))
+    assert not list((full_disk / "run").glob(".*.tmp"))
 
 
 def test_a_file_stays_whole_on_a_full_disk(full_disk: Path) -> None:
