@@ -8,6 +8,9 @@ import pytest
 import torch
 from conftest import ROOT
 
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+
 from benchmarks import peers
 from checkpoint import versions
 from config import ORIGINAL, RECIPES, Config
