@@ -189,6 +189,9 @@ BEST = replace(
 RECIPES = {config.recipe: config for config in (DEFAULT, BEST, FAST, ORIGINAL)}
 
 
+WEIGHTS_HELP = "file of the weights (default: the newest run's, or else the included ones)"
+
+
 @dataclass(frozen=True)
 class Options:
     """The options that don't change a run's result, and may differ when it is resumed."""
@@ -202,15 +205,12 @@ class Options:
     )
     device: str = setting("auto", "cpu, cuda, cuda:N or mps; auto: the first available of cuda, mps, cpu")
     test_only: bool = setting(False, "only evaluate trained weights on the test set")
-    weights: str | None = setting(
-        None, "with --test-only: file of the weights (default: the newest run's, or else the included ones)"
-    )
+    weights: str | None = setting(None, f"with --test-only: {WEIGHTS_HELP}")
     tensorboard: bool = setting(False, "also write the curves for TensorBoard")
     dry_run: bool = setting(False, "check that everything works: one epoch of three batches, no results kept")
     given: frozenset[str] = frozenset()  # names of the settings and options that were given as flags
 
 
-WEIGHTS_HELP = "file of the weights (default: the newest run's, or else the included ones)"
 DATA_PATH_HELP = "folder of the data set, if it has moved since the training; MNIST needs none"
 
 
