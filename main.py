@@ -65,7 +65,6 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
         optimizer=state.optimizer,
         epoch=epoch,
         scheduler=state.scheduler if config.schedule_interval == "batch" else None,
-        limit_batches=config.limit_train_batches,
         label_smoothing=config.label_smoothing,
         ema=state.ema,
         ema_decay=config.model_ema_decay,
@@ -75,7 +74,7 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     if not math.isfinite(loss):
         raise DivergedError(f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr")
     if config.schedule_interval == "epoch":  # the schedule counts steps, so move it by those of an epoch
-        advance(state.scheduler, min(len(train_loader), config.limit_train_batches or len(train_loader)))
+        advance(state.scheduler, len(train_loader))
     seconds = round(time.perf_counter() - start, 2)
     return EpochMetrics(epoch, lr, train_loss, train_accuracy, split, loss, accuracy, seconds)
 
@@ -88,8 +87,8 @@ def train_run(run: Run, tensorboard: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
         torch.use_deterministic_algorithms(True)
     print(f"Device: {progress.device}")
-    batches = min(len(train_loader), config.limit_train_batches or len(train_loader))
-    state = make_state(config, train_loader.images.device, batches, len(progress.dataset.classes))
+    device, classes = train_loader.images.device, len(progress.dataset.classes)
+    state = make_state(config, device, len(train_loader), classes)
     if progress.epoch > 0:
         restore(run, state)
         print(f"\nContinuing after epoch {progress.epoch}; best accuracy: {progress.best_accuracy:.2f}%")

@@ -83,7 +83,6 @@ def train(
     optimizer: Optimizer,
     epoch: int,
     scheduler: LRScheduler | None = None,
-    limit_batches: int | None = None,
     label_smoothing: float = 0.0,
     ema: nn.Module | None = None,
     ema_decay: float = 0.0,
@@ -93,7 +92,6 @@ def train(
     - ``train_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,).
     - The model maps images to log-probabilities, or to logits, (N, classes).
     - ``scheduler`` moves after each batch.
-    - ``limit_batches`` is the number of batches after which the epoch ends.
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
     - ``ema``, at first a copy of the model, becomes the running average of its weights. ``ema_decay`` is in
       [0, 1).
@@ -103,14 +101,14 @@ def train(
     ``DivergedError``.
     """
     model.train()
-    steps = min(len(train_loader), limit_batches or len(train_loader))
+    steps = len(train_loader)
     loss_sum, correct = torch.zeros(2, device=device)
     if ema is not None:  # state_dict() returns references, so in-place operations update the network
         states = ema.state_dict().values(), model.state_dict().values()
         averages, values = ([value for value in state if value.is_floating_point()] for state in states)
     processed = 0
     with tqdm(total=steps) as bar:
-        for batch_id, (data, target) in zip(range(steps), train_loader, strict=False):
+        for batch_id, (data, target) in enumerate(train_loader):
             data, target = data.to(device), target.to(device)
             optimizer.zero_grad(set_to_none=True)
             output = model(data)

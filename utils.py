@@ -92,7 +92,8 @@ class DeviceLoader:
     epoch: int = 1  # number of the next pass; each pass adds 1
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        batches = -(-len(self.labels) // self.batch_size)
+        return min(batches, self.config.limit_train_batches or batches) if self.config else batches
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         config = self.config
@@ -105,7 +106,7 @@ class DeviceLoader:
         generator = torch.Generator(device).manual_seed(stream_seed(config.seed, "loader", self.epoch))
         self.epoch += 1
         order = torch.randperm(len(self.labels), generator=generator, device=device)
-        for index in torch.split(order, self.batch_size):
+        for index in torch.split(order, self.batch_size)[: config.limit_train_batches]:
             images = self.images.index_select(0, index)[:, None].float()
             if config.rotation or config.translation or config.scale or config.shear:
                 draws = torch.rand(len(index), 6, generator=generator, device=device) * 2 - 1

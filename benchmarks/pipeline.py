@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -113,7 +114,7 @@ def conventional(device: torch.device, workers: int, batches: int, images: int) 
 
 def ours(device: torch.device, faster: bool, batches: int, images: int) -> Parts:
     """Make this project's pipeline from the functions that ``main.py`` calls, sped up if ``faster``."""
-    train_loader, test_loader = get_loaders(ORIGINAL, device)
+    train_loader, test_loader = get_loaders(replace(ORIGINAL, limit_train_batches=batches), device)
     test_loader.images, test_loader.labels = test_loader.images[:images], test_loader.labels[:images]
     train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
     model = Net().to(device)
@@ -127,7 +128,7 @@ def ours(device: torch.device, faster: bool, batches: int, images: int) -> Parts
             pass
 
     def epoch_part() -> None:
-        train(model, device, train_loader, optimizer=optimizer, epoch=1, limit_batches=batches)
+        train(model, device, train_loader, optimizer=optimizer, epoch=1)
         test(model, device, test_loader)
 
     step = functools.partial(train, model, device, fixed, optimizer=optimizer, epoch=1)

@@ -28,7 +28,9 @@ def test_an_epochs_loss_falls(name: str, train_set: Set) -> None:
     model = Net().to(device)
     ema = copy.deepcopy(model)
     images, labels = (part.to(device) for part in train_set)
-    loader = DeviceLoader(images, labels, 128, config=replace(ORIGINAL, translation=1.0))
+    loader = DeviceLoader(
+        images, labels, 128, config=replace(ORIGINAL, translation=1.0, limit_train_batches=100)
+    )
     optimizer, scheduler = make_optimizer(model, replace(ORIGINAL, lr=0.01, max_lr=0.1), 200)
     losses = [
         train(
@@ -38,7 +40,6 @@ def test_an_epochs_loss_falls(name: str, train_set: Set) -> None:
             optimizer=optimizer,
             epoch=epoch,
             scheduler=scheduler,
-            limit_batches=100,
             ema=ema,
             ema_decay=0.99,
         )[0]

@@ -482,8 +482,8 @@ def test_the_notebook_of_the_readme_runs() -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
     assert code.count("\n") <= 17 and "in range(1, DEFAULT.epochs + 1):" in code
     code = code.replace("DEFAULT.epochs + 1", "3")
-    code = code.replace("get_loaders(DEFAULT,", "get_loaders(type(DEFAULT)(holdout=200),")
-    code = code.replace('train(model, "cpu",', 'train(model, "cpu", limit_batches=2, train_loader=')
+    short = "type(DEFAULT)(holdout=200, limit_train_batches=2)"
+    code = code.replace("get_loaders(DEFAULT,", f"get_loaders({short},")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"Test set: Average loss: .*, Accuracy: \d+/200", done.stdout)) == 2

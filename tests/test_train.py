@@ -21,17 +21,18 @@ from utils import DeviceLoader, normalize
 CPU = torch.device("cpu")
 
 
-def make_loader(train_set: Set, count: int, batch_size: int = 64) -> DeviceLoader:
+def make_loader(train_set: Set, count: int, batch_size: int = 64, limit: int | None = None) -> DeviceLoader:
     images, labels = train_set
-    return DeviceLoader(images[:count], labels[:count], batch_size, config=replace(ORIGINAL, seed=0))
+    config = replace(ORIGINAL, seed=0, limit_train_batches=limit)
+    return DeviceLoader(images[:count], labels[:count], batch_size, config=config)
 
 
 def test_learns_from_real_images(train_set: Set) -> None:
     torch.manual_seed(0)
     model = speed_up(Net())
     optimizer = SGD(model.parameters(), lr=0.2, momentum=0.9)
-    loader = make_loader(train_set, 60_000, 64)
-    _, accuracy = train(model, CPU, loader, optimizer=optimizer, epoch=1, limit_batches=100)
+    loader = make_loader(train_set, 60_000, 64, limit=100)
+    _, accuracy = train(model, CPU, loader, optimizer=optimizer, epoch=1)
     assert accuracy > 60  # chance is 10; it reaches about 76
     model.eval()
     with torch.no_grad():
@@ -64,7 +65,7 @@ def test_limit_takes_the_first_batches(train_set: Set) -> None:
     seen: list[int] = []
     model.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     optimizer = SGD(model.parameters(), lr=0.01)
-    train(model, CPU, make_loader(train_set, 1000), optimizer=optimizer, epoch=1, limit_batches=3)
+    train(model, CPU, make_loader(train_set, 1000, limit=3), optimizer=optimizer, epoch=1)
     assert seen == [64, 64, 64]
 
 
