@@ -6,71 +6,50 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.sgd import sgd
+from torch.optim import SGD
 
 MOMENTUM = 0.95  # of the matrices
 STEPS = 5
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of a Newton-Schulz step's polynomial, chosen by Jordan et al.
 
 
-class Muon(Optimizer):
+class Muon(SGD):
     """Train the weights of convolutions and linear layers by Muon, all other parameters by SGD with momentum.
 
     A weight (outputs, inputs, k, k) is the matrix (outputs, inputs·k·k). Matrices have the learning rate
     ``muon_lr``, Nesterov momentum ``MOMENTUM`` and no weight decay. The other arguments are for SGD.
     """
 
-    def __init__(
-        self,
-        params: Iterable[nn.Parameter],
-        *,
-        lr: float,
-        muon_lr: float,
-        momentum: float,
-        weight_decay: float,
-    ) -> None:
-        matrices = {"params": [], "lr": muon_lr, "momentum": MOMENTUM, "weight_decay": 0.0}
-        groups: list[dict[str, Any]] = [{"params": []}, matrices]
+    def __init__(self, params: Iterable[nn.Parameter], *, muon_lr: float, **options: Any) -> None:
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for parameter in params:
-            groups[parameter.ndim > 1]["params"].append(parameter)
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+            (matrices if parameter.ndim > 1 else others).append(parameter)
+        by_muon: dict[str, Any] = {"params": matrices, "lr": muon_lr, "momentum": 0.0, "weight_decay": 0.0}
+        super().__init__([{"params": others}, by_muon], **options)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; return the loss, if there is a ``closure`` to compute it."""
+        """Take one step; return the loss, if there is a ``closure`` to compute it.
+
+        The matrices' gradients are replaced by the orthogonalised momentum. Then SGD, which has no momentum
+        of its own for them, subtracts it.
+        """
         with torch.enable_grad():
             loss = None if closure is None else closure()
-        others, matrices = self.param_groups
-        params, grads, buffers = self.tensors(others)
-        if params:
-            sgd(
-                params,
-                grads,
-                buffers,
-                fused=params[0].device.type in ("cpu", "cuda"),
-                weight_decay=others["weight_decay"],
-                momentum=others["momentum"],
-                lr=others["lr"],
-                dampening=0,
-                nesterov=False,
-                maximize=False,
-            )
-        params, grads, buffers = self.tensors(matrices)
-        if params:
-            torch._foreach_lerp_(buffers, grads, 1 - matrices["momentum"])
-            updates = orthogonalize(torch._foreach_lerp(grads, buffers, matrices["momentum"]))  # Nesterov's
-            torch._foreach_add_(params, updates, alpha=-matrices["lr"])
+        matrices = [matrix for matrix in self.param_groups[1]["params"] if matrix.grad is not None]
+        if matrices:
+            grads: list[Any] = [matrix.grad for matrix in matrices]
+            states = [self.state[matrix] for matrix in matrices]
+            for grad, state in zip(grads, states, strict=True):
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(grad)
+            buffers = [state["momentum_buffer"] for state in states]
+            torch._foreach_lerp_(buffers, grads, 1 - MOMENTUM)
+            nesterov = torch._foreach_lerp(grads, buffers, MOMENTUM)
+            torch._foreach_copy_(grads, orthogonalize(nesterov))
+        super().step()
         return loss
-
-    def tensors(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], list[Any]]:
-        """Return the parameters of ``group`` that have gradients, these gradients and the momentum."""
-        params = [parameter for parameter in group["params"] if parameter.grad is not None]
-        states = [self.state[parameter] for parameter in params]
-        for parameter, state in zip(params, states, strict=True):
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
-        return params, [p.grad for p in params], [state["momentum_buffer"] for state in states]
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from config import Config
 from model import Net
-from muon import MOMENTUM, Muon
+from muon import Muon
 from runtime.errors import DivergedError
 from utils import Loader
 
@@ -43,13 +43,14 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
     """
     # If config.momentum is None, the schedule cycles the momentum, and starts at its maximum.
     momentum = config.max_momentum if config.momentum is None else config.momentum
-    shared: Any = {"lr": config.lr, "momentum": momentum, "weight_decay": config.weight_decay}
-    optimizer: Optimizer
-    if config.opt == "muon":
-        optimizer = Muon(model.parameters(), muon_lr=config.muon_lr, **shared)
-    else:
-        fused = next(model.parameters()).device.type in ("cpu", "cuda")
-        optimizer = SGD(model.parameters(), fused=fused, **shared)
+    make = partial(Muon, muon_lr=config.muon_lr) if config.opt == "muon" else SGD
+    optimizer = make(
+        model.parameters(),
+        lr=config.lr,
+        momentum=momentum,
+        weight_decay=config.weight_decay,
+        fused=next(model.parameters()).device.type in ("cpu", "cuda"),
+    )
     num_groups = len(optimizer.param_groups)  # Muon has two: the second holds the matrices
     steps = max(total_steps, 2)
     scheduler = OneCycleLR(
@@ -61,8 +62,8 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,
-        base_momentum=[config.base_momentum, MOMENTUM][:num_groups],
-        max_momentum=[config.max_momentum, MOMENTUM][:num_groups],
+        base_momentum=[config.base_momentum, 0.0][:num_groups],
+        max_momentum=[config.max_momentum, 0.0][:num_groups],
     )
     return optimizer, scheduler
 
