@@ -9,15 +9,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from config import ORIGINAL, RECIPES, WEIGHTS_HELP, Config, Parser, flag
+from config import ORIGINAL, RECIPES, Config, Parser, flag
 from config import parse_args as parse_settings
 from runtime.errors import UsageError
 
-TRAIN_BATCHES = 469  # in an epoch
 SETTINGS = sorted(
     vars(ORIGINAL).keys() - {"seed", "early_stopping", "target_accuracy"}
 )  # which a sweep can vary
 LONGEST_NAME = 150  # characters; file systems allow 255, with a suffix
+
+
+def positive_int(text: str) -> int:
+    """Read an argument that is a whole number, at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -103,39 +109,3 @@ def sweep_name(config: Config, data_path: str) -> str:
         return name
     digest = hashlib.sha256(os.fsencode(f"{name} {data_path}"))
     return f"{name[:LONGEST_NAME]}-{digest.hexdigest()[:10]}"
-
-
-def parse_peers(argv: Sequence[str] | None = None) -> tuple[Path, int, str, list[str] | None]:
-    """Read the command line of ``peers.py``."""
-    parser = Parser("peers.py", "Train this project's recipes and their peers in turn.")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for table and plot")
-    parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.seeds < 1:
-        parser.error("argument --seeds: must be at least 1")
-    return args.output_dir, args.seeds, args.device, args.child
-
-
-def parse_pipeline(argv: Sequence[str] | None = None) -> tuple[int, int | None, str, str | None, str | None]:
-    """Read the command line of ``pipeline.py``."""
-    parser = Parser("pipeline.py", "Compare the conventional pipeline with this project's.")
-    parser.add_argument("--turns", type=int, default=9, help="turns of each pipeline (default: %(default)s)")
-    parser.add_argument("--batches", type=int, help="training steps in a turn (default: 20; on CUDA 469)")
-    parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
-    parser.add_argument("--output", help="file for the results, as JSON")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
-    if args.turns < 1:
-        parser.error("argument --turns: must be at least 1")
-    if args.batches is not None and not 1 <= args.batches <= TRAIN_BATCHES:
-        parser.error(f"argument --batches: must be from 1 to {TRAIN_BATCHES}, the batches of an epoch")
-    return args.turns, args.batches, args.device, args.output, args.child
-
-
-def parse_writers(argv: Sequence[str] | None = None) -> tuple[list[str]]:
-    """Read the command line of ``writers.py``."""
-    parser = Parser("writers.py", "Read digits by other writers than MNIST's.")
-    parser.add_argument("weights", nargs="*", metavar="FILE", help=WEIGHTS_HELP)
-    return (parser.parse_args(argv).weights,)

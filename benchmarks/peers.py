@@ -6,6 +6,7 @@ The peers are the original's settings in a conventional pipeline, and a network 
 that of tuomaso/train_mnist_fast, with schedules of one, two, four and eight epochs.
 """
 
+import argparse
 import contextlib
 import io
 import json
@@ -15,16 +16,21 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from benchmarks.arguments import parse_peers
+    from benchmarks.arguments import positive_int
+    from config import Parser
     from runtime.errors import run_command
 
-    run_command("peers.py", parse_peers, "benchmarks.peers")
+    parser = Parser("peers.py", "Train this project's recipes and their peers in turn.")
+    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for table and plot")
+    parser.add_argument("--seeds", type=positive_int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    run_command("peers.py", lambda: tuple(vars(parser.parse_args()).values()), "benchmarks.peers")
 
 import torch
 from torch import nn
@@ -42,29 +48,20 @@ from test import test
 from train import advance, make_optimizer, train
 from utils import DeviceLoader, get_loaders, stream_seed
 
-Curve = list[
-    tuple[float, float]
-]  # after each epoch: seconds so far, with evaluations, and test accuracy in percent
+Curve = list[tuple[float, float]]  # after each epoch: seconds with evaluations, test accuracy in percent
+RunEpoch = Callable[[int], float]  # trains in this epoch, from 1, and returns the test accuracy in percent
 NUMBERS = ["seconds", "accuracy_by_epoch"]  # columns with a value for each epoch
 
 
-def run_epochs(epochs: int, run_epoch: Callable[[int], float]) -> Curve:
-    """Call ``run_epoch``, which returns the test accuracy, with 1 to ``epochs``, and take the time."""
-    begin = time.perf_counter()
-    return [(time.perf_counter() - begin, accuracy) for accuracy in map(run_epoch, range(1, epochs + 1))]
-
-
-def run_recipe(config: Config, device: torch.device) -> Curve:
-    """Train one of this project's recipes like ``main.py``."""
+def make_recipe(config: Config, device: torch.device) -> RunEpoch:
+    """Make one of this project's recipes, as ``main.py`` does."""
     loaders = get_loaders(config, device)
     state = experiment.make_state(config, device, len(loaders[0]), 10)
-    return run_epochs(
-        config.epochs, lambda epoch: experiment.run_epoch(config, loaders, state, epoch).eval_accuracy
-    )
+    return lambda epoch: experiment.run_epoch(config, loaders, state, epoch).eval_accuracy
 
 
-def run_conventional(config: Config, device: torch.device) -> Curve:
-    """Train the original's settings in the conventional pipeline of ``pipeline.py``, with one worker."""
+def make_conventional(config: Config, device: torch.device) -> RunEpoch:
+    """Make the network and optimizer of ``config`` in the conventional pipeline, with one worker."""
     train_loader, test_loader = conventional_loaders(device, workers=1)
     torch.manual_seed(stream_seed(config.seed, "weights"))
     model, steps = Net().to(device), len(train_loader)
@@ -76,7 +73,7 @@ def run_conventional(config: Config, device: torch.device) -> Curve:
         advance(scheduler, steps)
         return test(model, device, test_loader)[1]
 
-    return run_epochs(config.epochs, run_epoch)
+    return run_epoch
 
 
 def large_network() -> nn.Sequential:
@@ -88,8 +85,8 @@ def large_network() -> nn.Sequential:
     )
 
 
-def run_large(epochs: int, config: Config, device: torch.device) -> Curve:
-    """Train ``large_network`` for ``epochs``, without augmentation, with the same batches in each."""
+def make_large(config: Config, device: torch.device) -> RunEpoch:
+    """Make ``large_network``, without augmentation, with the same batches in each epoch."""
     training_set, test_loader = get_loaders(config, device)
     train_loader = DeviceLoader(training_set.images, training_set.labels, 256)
     torch.manual_seed(stream_seed(config.seed, "weights"))
@@ -98,27 +95,34 @@ def run_large(epochs: int, config: Config, device: torch.device) -> Curve:
         speed_up(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, betas=(0.7, 0.9), fused=True)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.01, total_steps=epochs * len(train_loader), cycle_momentum=False
+        optimizer, max_lr=0.01, total_steps=config.epochs * len(train_loader), cycle_momentum=False
     )
 
     def run_epoch(epoch: int) -> float:
         train(model, device, train_loader, optimizer=optimizer, epoch=epoch, scheduler=scheduler)
         return test(model, device, test_loader)[1]
 
-    return run_epochs(epochs, run_epoch)
+    return run_epoch
 
 
-PEERS: dict[str, Callable[[Config, torch.device], Curve]] = {"original, conventional": run_conventional}
-PEERS["large network, 1 epoch"] = partial(run_large, 1)
-PEERS |= {f"large network, {epochs} epochs": partial(run_large, epochs) for epochs in (2, 4, 8)}
-NAMES = [*RECIPES, *PEERS]
+RUNS: dict[str, tuple[Config, Callable[[Config, torch.device], RunEpoch]]] = {
+    **{name: (config, make_recipe) for name, config in RECIPES.items()},
+    "original, conventional": (ORIGINAL, make_conventional),
+    "large network, 1 epoch": (replace(ORIGINAL, epochs=1), make_large),
+    **{f"large network, {n} epochs": (replace(ORIGINAL, epochs=n), make_large) for n in (2, 4, 8)},
+}
+NAMES = [*RUNS]
 
 
 def run(name: str, seed: int, device: torch.device) -> Curve:
     """Train the recipe or peer called ``name``."""
-    config = replace(RECIPES.get(name, ORIGINAL), seed=seed, early_stopping=False)
+    config, make = RUNS[name]
+    config = replace(config, seed=seed, early_stopping=False)
     with contextlib.redirect_stdout(io.StringIO()):
-        return PEERS.get(name, run_recipe)(config, device)
+        run_epoch = make(config, device)
+        begin = time.perf_counter()
+        accuracies = map(run_epoch, range(1, config.epochs + 1))
+        return [(time.perf_counter() - begin, accuracy) for accuracy in accuracies]
 
 
 def run_in_process(name: str, seed: int, device: str) -> Curve:

@@ -7,6 +7,7 @@ and ``.item()`` at each step. On a CPU, this project's pipeline without ``speed_
 pipeline has its own process. They take turns, and what counts is the ratio within a turn.
 """
 
+import argparse
 import contextlib
 import functools
 import io
@@ -25,10 +26,21 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from benchmarks.arguments import parse_pipeline
+    from benchmarks.arguments import positive_int
+    from config import Parser
     from runtime.errors import run_command
 
-    run_command("pipeline.py", parse_pipeline, "benchmarks.pipeline")
+    parser = Parser("pipeline.py", "Compare the conventional pipeline with this project's.")
+    parser.add_argument(
+        "--turns", type=positive_int, default=9, help="turns of each pipeline (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batches", type=positive_int, help="training steps in a turn (default: 20; on CUDA 469)"
+    )
+    parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="file for the results, as JSON")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    run_command("pipeline.py", lambda: tuple(vars(parser.parse_args()).values()), "benchmarks.pipeline")
 
 import torch
 import torch.nn.functional as F
@@ -36,20 +48,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Subset
 
-from benchmarks.arguments import TRAIN_BATCHES
 from checkpoint import versions
 from config import ORIGINAL, select_device
 from datasets import MEAN, STD
 from datasets.mnist import SHA256, read_archive
 from model import Net
 from runtime.cpu import speed_up
-from runtime.errors import UserError
+from runtime.errors import UsageError, UserError
 from runtime.files import replace_file
 from test import test
 from train import make_optimizer, train
 from utils import Loader, get_loaders
 
-TEST_IMAGES = 10_000  # in a whole epoch
+TRAIN_BATCHES, TEST_IMAGES = 469, 10_000  # in an epoch
 PARTS = ("data", "step", "epoch")  # of a pipeline's work, each timed on its own
 Parts = dict[str, Callable[[], object]]
 
@@ -90,49 +101,38 @@ def conventional_steps(
         loss.item(), (output.argmax(dim=1) == target).sum().item()
 
 
-def conventional(device: torch.device, workers: int, batches: int, images: int) -> Parts:
-    """Make the conventional pipeline. A part has ``batches`` training steps and ``images`` test images."""
-    train_loader, test_loader = conventional_loaders(device, workers, images)
-    train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
+def make_parts(name: str, device: torch.device, batches: int) -> Parts:
+    """Make the ``PARTS`` of the pipeline called ``name``, each of ``batches`` training steps.
+
+    The part "epoch" has the same share of the test set as of the training set.
+    """
+    images = round(TEST_IMAGES * batches / TRAIN_BATCHES)
     model = Net().to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    fixed = next(train_batches)
+    conventional = name.startswith("conventional")
+    train_steps: Any
+    if conventional:
+        train_loader, test_loader = conventional_loaders(device, int(name[-1]), images)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+        train_steps = functools.partial(conventional_steps, model, device, sgd)
+    else:  # the functions that main.py calls
+        train_loader, test_loader = get_loaders(replace(ORIGINAL, limit_train_batches=batches), device)
+        test_loader.images, test_loader.labels = test_loader.images[:images], test_loader.labels[:images]
+        if name == "ours" and device.type == "cpu":
+            speed_up(model)
+        optimizer, _ = make_optimizer(model, ORIGINAL, TRAIN_BATCHES)
+        train_steps = functools.partial(train, model, device, optimizer=optimizer, epoch=1)
+    endless = itertools.chain.from_iterable(itertools.repeat(train_loader))
+    fixed = [next(endless)] * batches
 
     def data_part() -> None:
-        for data, target in itertools.islice(train_batches, batches):
+        for data, target in itertools.islice(endless, batches):
             data.to(device), target.to(device)
 
-    def step_part() -> None:
-        conventional_steps(model, device, optimizer, itertools.repeat(fixed, batches))
-
     def epoch_part() -> None:
-        conventional_steps(model, device, optimizer, itertools.islice(train_batches, batches))
+        train_steps(itertools.islice(endless, batches) if conventional else train_loader)
         test(model, device, test_loader)
 
-    return {"data": data_part, "step": step_part, "epoch": epoch_part}
-
-
-def ours(device: torch.device, faster: bool, batches: int, images: int) -> Parts:
-    """Make this project's pipeline from the functions that ``main.py`` calls, sped up if ``faster``."""
-    train_loader, test_loader = get_loaders(replace(ORIGINAL, limit_train_batches=batches), device)
-    test_loader.images, test_loader.labels = test_loader.images[:images], test_loader.labels[:images]
-    train_batches = itertools.chain.from_iterable(itertools.repeat(train_loader))
-    model = Net().to(device)
-    if faster:
-        speed_up(model)
-    optimizer, _ = make_optimizer(model, ORIGINAL, TRAIN_BATCHES)
-    fixed: Any = [next(train_batches)] * batches
-
-    def data_part() -> None:
-        for _ in itertools.islice(train_batches, batches):
-            pass
-
-    def epoch_part() -> None:
-        train(model, device, train_loader, optimizer=optimizer, epoch=1)
-        test(model, device, test_loader)
-
-    step = functools.partial(train, model, device, fixed, optimizer=optimizer, epoch=1)
-    return {"data": data_part, "step": step, "epoch": epoch_part}
+    return {"data": data_part, "step": lambda: train_steps(fixed), "epoch": epoch_part}
 
 
 def serve(parts: Parts, device: torch.device) -> None:
@@ -146,16 +146,17 @@ def serve(parts: Parts, device: torch.device) -> None:
         print(time.perf_counter() - start, flush=True)
 
 
-def take_turns(commands: dict[str, list[str]], turns: int) -> dict[str, dict[str, list[float]]]:
-    """Start ``commands``, which serve pipelines, and let them take turns.
+def take_turns(names: list[str], flags: list[str], turns: int) -> dict[str, dict[str, list[float]]]:
+    """Start a process with ``flags`` for each of the pipelines ``names``, and let them take turns.
 
-    Returns for each part, and for each pipeline by its name in ``commands``, the seconds in each turn.
+    Returns for each part, and for each pipeline by its name, the seconds in each turn.
     """
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    children: dict[str, Any] = {n: subprocess.Popen(c, text=True, **pipes) for n, c in commands.items()}
-    seconds: dict[str, dict[str, list[float]]] = {part: {name: [] for name in commands} for part in PARTS}
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, __file__, *flags, "--child"]
+    children: dict[str, Any] = {name: subprocess.Popen([*command, name], **pipes) for name in names}
+    seconds: dict[str, dict[str, list[float]]] = {part: {name: [] for name in names} for part in PARTS}
     for turn in range(turns + 1):  # the first is a warm-up
-        for part, name in itertools.product(PARTS, list(commands)[:: 1 if turn % 2 else -1]):
+        for part, name in itertools.product(PARTS, names[:: 1 if turn % 2 else -1]):
             print(part, file=children[name].stdin, flush=True)
             answer = children[name].stdout.readline()
             if not answer:
@@ -177,24 +178,19 @@ def compare(part: str, seconds: dict[str, list[float]], rivals: list[str], batch
     return {rival: theirs, "ours": mine, "unit": unit, "ratio": median(ratios), "ratios": ratios}
 
 
-def main(turns: int, batches: int | None, device_name: str, output: str | None, child: str | None) -> None:
+def main(turns: int, batches: int | None, device_name: str, output: Path | None, child: str | None) -> None:
     """Carry out the command line. ``child`` is the pipeline that this process serves."""
     device = select_device(device_name)
     batches = batches or (TRAIN_BATCHES if device.type == "cuda" else 20)
+    if batches > TRAIN_BATCHES:
+        raise UsageError(f"argument --batches: must be from 1 to {TRAIN_BATCHES}, the batches of an epoch")
     if child:
-        size = (batches, round(TEST_IMAGES * batches / TRAIN_BATCHES))  # the same share of both sets
-        if child.startswith("conventional"):
-            return serve(conventional(device, int(child[-1]), *size), device)
-        return serve(ours(device, child == "ours" and device.type == "cpu", *size), device)
-    rivals = (
-        ["conventional, workers=1"]
-        if device.type == "cuda"
-        else [f"conventional, workers={n}" for n in (0, 1)]
-    )
+        return serve(make_parts(child, device, batches), device)
+    workers = (1,) if device.type == "cuda" else (0, 1)
+    rivals = [f"conventional, workers={count}" for count in workers]
     plain = ["plain"] if device.type == "cpu" else []
-    command = [sys.executable, __file__, f"--device={device_name}", f"--batches={batches}"]
-    commands = {name: [*command, f"--child={name}"] for name in [*rivals, *plain, "ours"]}
-    seconds = take_turns(commands, turns)
+    flags = [f"--device={device_name}", f"--batches={batches}"]
+    seconds = take_turns([*rivals, *plain, "ours"], flags, turns)
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     result = versions() | {"processor": processor, "threads": torch.get_num_threads(), "turns": turns}
     print(", ".join(f"{key} {value}" for key, value in result.items()))
@@ -202,4 +198,4 @@ def main(turns: int, batches: int | None, device_name: str, output: str | None, 
     if plain:
         result["speed_up"] = compare("step", seconds["step"], plain, batches)
     if output:
-        replace_file(Path(output), (json.dumps(result, indent=2) + "\n").encode())
+        replace_file(output, (json.dumps(result, indent=2) + "\n").encode())

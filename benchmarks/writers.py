@@ -13,10 +13,12 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from benchmarks.arguments import parse_writers
+    from config import WEIGHTS_HELP, Parser
     from runtime.errors import run_command
 
-    run_command("writers.py", parse_writers, "benchmarks.writers")
+    parser = Parser("writers.py", "Read digits by other writers than MNIST's.")
+    parser.add_argument("weights", nargs="*", metavar="FILE", help=WEIGHTS_HELP)
+    run_command("writers.py", lambda: (parser.parse_args().weights,), "benchmarks.writers")
 
 import numpy as np
 import torch

@@ -27,7 +27,10 @@ def test_medians_and_ratios_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
 def test_only_one_of_the_two_steps_is_sped_up(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[torch.nn.Module] = []
     monkeypatch.setattr(pipeline, "speed_up", calls.append)
-    parts = [pipeline.ours(torch.device("cpu"), faster, batches=1, images=10) for faster in (False, True)]
+    cpu = torch.device("cpu")
+    parts = [
+        pipeline.make_parts(name, cpu, batches=1) for name in ("conventional, workers=0", "plain", "ours")
+    ]
     assert len(calls) == 1 and isinstance(calls[0], Net)
     assert all(set(part) == set(pipeline.PARTS) for part in parts)
 
