@@ -5,25 +5,36 @@ import hashlib
 import itertools
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from config import ORIGINAL, RECIPES, Config, Parser, flag
+from config import ORIGINAL, RECIPES, Config, Options, Parser, flag
 from config import parse_args as parse_settings
-from runtime.errors import UsageError
 
-SETTINGS = sorted(
-    vars(ORIGINAL).keys() - {"seed", "early_stopping", "target_accuracy"}
-)  # which a sweep can vary
+NOT_VARIED = {"seed", "early_stopping", "target_accuracy"}  # by a sweep
+SETTINGS = sorted(vars(ORIGINAL).keys() - NOT_VARIED)
 LONGEST_NAME = 150  # characters; file systems allow 255, with a suffix
 
 
-def positive_int(text: str) -> int:
+def count(text: str) -> int:
     """Read an argument that is a whole number, at least 1."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return int(text)
+
+
+def combinations(grid: str) -> list[tuple[str, ...]]:
+    """Return the flags of each combination in ``grid``, such as 'max_lr=0.1,0.2 dropout=0,0.05'."""
+    axes: dict[str, list[str]] = {}
+    for word in grid.split() or [""]:
+        name, _, values = word.partition("=")
+        name = name.replace("-", "_")
+        if name not in SETTINGS or name in axes or not values:
+            problem = f"{word!r} is not a setting and its values, such as max_lr=0.1,0.2"
+            raise argparse.ArgumentTypeError(problem)
+        axes[name] = [f"{flag(name)}={value}" for value in values.split(",")]
+    return list(itertools.product(*axes.values()))
 
 
 @dataclass(frozen=True)
@@ -32,37 +43,32 @@ class Sweep:
 
     seeds: int
     output_dir: Path
-    grid: str | None
+    grid: list[tuple[str, ...]] | None  # the flags of each combination
     target: float  # accuracy in percent
     jobs: int | None  # runs at a time; None: one on each core; 1: without Ray
     runs_per_gpu: int
     address: str | None  # of a Ray cluster
-    device: str
-    data_path: str
+    options: Options  # the device and the folder of the data
     configs: dict[Config, str]  # the settings to run, each with its flags in the grid
     common_flags: str  # the flags that all runs share
 
 
 def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     """Read the command line of ``sweep.py``: its own flags, and those of ``main.py`` for the runs."""
-    parser = Parser(
-        "sweep.py", "Train with seeds 1 to N. Takes --device, --data-path and the settings of main.py too."
-    )
-    parser.add_argument("--seeds", type=int, default=10, metavar="N", help="(default: %(default)s)")
+    description = "Train with seeds 1 to N. Takes --device, --data-path and the settings of main.py too."
+    parser = Parser("sweep.py", description)
+    default = "(default: %(default)s)"
+    parser.add_argument("--seeds", type=count, default=10, metavar="N", help=default)
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for tables and runs")
-    parser.add_argument("--grid", help="to compare on held-out images: 'max_lr=0.1,0.2 dropout=0,0.05'")
+    help = "to compare on held-out images: 'max_lr=0.1,0.2 dropout=0,0.05'"
+    parser.add_argument("--grid", type=combinations, help=help)
+    parser.add_argument("--target", type=float, default=99.4, metavar="X", help=f"in %% {default}")
     parser.add_argument(
-        "--target", type=float, default=99.4, metavar="X", help="in %% (default: %(default)s)"
+        "--jobs", type=count, metavar="N", help="runs at a time (default: all cores); 1: no Ray"
     )
-    parser.add_argument(
-        "--jobs", type=int, metavar="N", help="runs at a time (default: all cores); 1: no Ray"
-    )
-    parser.add_argument("--runs-per-gpu", type=int, default=1, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--runs-per-gpu", type=count, default=1, metavar="N", help=default)
     parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on")
     args, rest = parser.parse_known_args(argv)
-    for name in ("seeds", "jobs", "runs_per_gpu"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            parser.error(f"argument {flag(name)}: must be at least 1")
     if not 0 <= args.target <= 100:  # true for NaN
         parser.error(f"argument --target: must be from 0 to 100, not {args.target}")
     if args.address and args.jobs:
@@ -71,30 +77,16 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     # In reverse, as --target-accuracy also sets early_stopping.
     for name in sorted(options.given - {*SETTINGS, "device", "data_path"}, reverse=True):
         parser.error(f"argument {flag(name)}: not allowed in a sweep")
-    common_flags = rest if args.grid is None else ["--holdout=10000", *rest]
+    common_flags = ["--holdout=10000", *rest] if args.grid else rest
     configs = {}
-    for flags in [()] if args.grid is None else combinations(args.grid):
+    for flags in args.grid or [()]:
         config = replace(parse_settings([*common_flags, *flags])[0], early_stopping=False)
         configs[config] = " ".join(flags)
-        if args.grid is not None and config.holdout == 0:
+        if args.grid and config.holdout == 0:
             parser.error("argument --holdout: must be above 0, as a grid is compared on held-out images")
     args.output_dir = args.output_dir.resolve()
-    args.device, args.data_path = options.device, os.path.abspath(options.data_path)
-    return (Sweep(**vars(args), configs=configs, common_flags=shlex.join(common_flags)),)
-
-
-def combinations(grid: str) -> Iterator[tuple[str, ...]]:
-    """Return the flags of each combination in ``grid``, such as 'max_lr=0.1,0.2 dropout=0,0.05'."""
-    axes: dict[str, list[str]] = {}
-    for word in grid.split() or [""]:
-        name, _, values = word.partition("=")
-        name = name.replace("-", "_")
-        if name not in SETTINGS or name in axes or not values:
-            raise UsageError(
-                f"argument --grid: {word!r} is not a setting and its values, such as max_lr=0.1,0.2"
-            )
-        axes[name] = [f"{flag(name)}={value}" for value in values.split(",")]
-    return itertools.product(*axes.values())
+    options = Options(device=options.device, data_path=os.path.abspath(options.data_path))
+    return (Sweep(**vars(args), options=options, configs=configs, common_flags=shlex.join(common_flags)),)
 
 
 def sweep_name(config: Config, data_path: str) -> str:

@@ -72,10 +72,8 @@ def main(weights: str | None) -> None:
     predictors: dict[str, Predictor] = {"PyTorch": trained.log_probs}
     for name, prefix in (("onnx", None), ("c", "net"), ("c-int8", "net_int8")):
         content = create(name, trained, trained.data_path)
-        sizes[name] = f"{len(content):,} | |"
-        if prefix:
-            flash, ram = measure_memory(content, prefix, classes)
-            sizes[name] = f"{len(content):,} | {flash:,} | {ram:,}"
+        memory = "{:,} | {:,}".format(*measure_memory(content, prefix, classes)) if prefix else "|"
+        sizes[name] = f"{len(content):,} | {memory}"
         predictors[name] = load(name, content, classes)
     images, _ = load_test(trained.dataset, trained.data_path)
     compiler = subprocess.run(["cc", "--version"], capture_output=True, text=True, check=True).stdout

@@ -7,8 +7,6 @@ that of tuomaso/train_mnist_fast, with schedules of one, two, four and eight epo
 """
 
 import argparse
-import contextlib
-import io
 import json
 import os
 import subprocess
@@ -21,13 +19,13 @@ from statistics import mean, stdev
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from benchmarks.arguments import positive_int
+    from benchmarks.arguments import count
     from config import Parser
     from runtime.errors import run_command
 
     parser = Parser("peers.py", "Train this project's recipes and their peers in turn.")
     parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for table and plot")
-    parser.add_argument("--seeds", type=positive_int, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     run_command("peers.py", lambda: tuple(vars(parser.parse_args()).values()), "benchmarks.peers")
@@ -117,12 +115,10 @@ NAMES = [*RUNS]
 def run(name: str, seed: int, device: torch.device) -> Curve:
     """Train the recipe or peer called ``name``."""
     config, make = RUNS[name]
-    config = replace(config, seed=seed, early_stopping=False)
-    with contextlib.redirect_stdout(io.StringIO()):
-        run_epoch = make(config, device)
-        begin = time.perf_counter()
-        accuracies = map(run_epoch, range(1, config.epochs + 1))
-        return [(time.perf_counter() - begin, accuracy) for accuracy in accuracies]
+    run_epoch = make(replace(config, seed=seed, early_stopping=False), device)
+    begin = time.perf_counter()
+    accuracies = map(run_epoch, range(1, config.epochs + 1))
+    return [(time.perf_counter() - begin, accuracy) for accuracy in accuracies]
 
 
 def run_in_process(name: str, seed: int, device: str) -> Curve:
@@ -131,7 +127,7 @@ def run_in_process(name: str, seed: int, device: str) -> Curve:
     done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         raise UserError(f"{name} failed with seed {seed}: its error is above")
-    return [(seconds, accuracy) for seconds, accuracy in json.loads(done.stdout)]
+    return [(seconds, accuracy) for seconds, accuracy in json.loads(done.stdout.splitlines()[-1])]
 
 
 def curve_of(row: Row) -> Curve:
@@ -161,31 +157,31 @@ def main(output_dir: Path, seeds: int, device_name: str, child: list[str] | None
     conditions = versions() | {"device": f"{device}, {machine}", "threads": str(torch.get_num_threads())}
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / "peers.csv"
+    # In turn, so a slow hour affects all of them.
+    runs = [(name, seed) for seed in range(1, seeds + 1) for name in NAMES[:: 1 if seed % 2 else -1]]
     with locked(output_dir):
         rows = load_rows(path, list(conditions))
-        for seed in range(1, seeds + 1):
-            for name in NAMES[:: 1 if seed % 2 else -1]:  # in turn, so a slow hour affects all of them
-                if (name, seed) in rows:
-                    continue
-                try:
-                    curve = run_in_process(name, seed, device_name)
-                except KeyboardInterrupt as stop:
-                    raise type(stop)("the same command continues from here") from None
-                print(f"seed {seed}, {name}: {curve[-1][1]:.2f} % after {curve[-1][0]:.0f} s", flush=True)
-                seconds, accuracies = (
-                    " ".join(f"{value:.2f}" for value in column) for column in zip(*curve, strict=True)
-                )
-                result = {"seconds": seconds, "accuracy_by_epoch": accuracies}
-                rows[name, seed] = {"name": name, "seed": str(seed)} | result | conditions
-                write_table(path, [rows[key] for key in sorted(rows)])
-    rows = {key: rows[key] for key in sorted(rows) if key[0] in NAMES and key[1] <= seeds}
-    for line in sorted({", ".join(f"{key} {row[key]}" for key in conditions) for row in rows.values()}):
+        for name, seed in runs:
+            if (name, seed) in rows:
+                continue
+            try:
+                curve = run_in_process(name, seed, device_name)
+            except KeyboardInterrupt as stop:
+                raise type(stop)("the same command continues from here") from None
+            print(f"seed {seed}, {name}: {curve[-1][1]:.2f} % after {curve[-1][0]:.0f} s", flush=True)
+            seconds, accuracies = (
+                " ".join(map("{:.2f}".format, column)) for column in zip(*curve, strict=True)
+            )
+            result = {"seconds": seconds, "accuracy_by_epoch": accuracies}
+            rows[name, seed] = {"name": name, "seed": str(seed)} | result | conditions
+            write_table(path, [rows[key] for key in sorted(rows)])
+    for line in sorted({", ".join(f"{key} {rows[run][key]}" for key in conditions) for run in runs}):
         print(f"\n{line}; seeds 1 to {seeds}")
     print("\n| | test accuracy at the end, mean ± sd, % | seconds, mean |\n| --- | --- | --- |")
     curves = {name: [curve_of(rows[name, seed]) for seed in range(1, seeds + 1)] for name in NAMES}
-    for name, runs in curves.items():
-        ends = [curve[-1][1] for curve in runs]
+    for name, group in curves.items():
+        ends = [curve[-1][1] for curve in group]
         spread = f" ± {stdev(ends):.3f}" if len(ends) > 1 else ""
-        mean_seconds = mean(curve[-1][0] for curve in runs)
+        mean_seconds = mean(curve[-1][0] for curve in group)
         print(f"| {name} | {mean(ends):.3f}{spread} | {mean_seconds:.0f} |", flush=True)
     plot_by_seconds(curves, output_dir / "peers.png")

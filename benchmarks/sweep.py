@@ -33,7 +33,7 @@ import main as experiment
 from benchmarks.arguments import Sweep, sweep_name
 from benchmarks.tables import Row, read_runs
 from checkpoint import Progress, load_run, load_trained, versions
-from config import Config, Options
+from config import Config
 from datasets import load
 from runtime.errors import DivergedError, UsageError, UserError, end_in_one_line
 from runtime.files import locked, read_table, write_table
@@ -64,18 +64,17 @@ def train_run(folder: Path, config: Config, sweep: Sweep) -> Row:
             import fcntl
 
             fcntl.flock(log, fcntl.LOCK_EX)  # waits for a worker of a killed sweep
-        options = Options(device=sweep.device, data_path=sweep.data_path)
         try:
             if (folder / "last.pt").exists():
-                options = replace(options, resume=str(folder), given=frozenset(vars(config)))
+                options = replace(sweep.options, resume=str(folder), given=frozenset(vars(config)))
             else:
                 shutil.rmtree(folder, ignore_errors=True)
-                options = replace(options, output_dir=str(folder))
+                options = replace(sweep.options, output_dir=str(folder))
             experiment.main(config, options)
             row = make_row(load_run(folder)[0], sweep)
-            if config.holdout and sweep.grid is None:
+            if config.holdout and not sweep.grid:
                 best, device = load_trained(folder / "best.pt"), torch.device("cpu")
-                loader = get_test_loader(best.dataset, sweep.data_path, device)
+                loader = get_test_loader(best.dataset, sweep.options.data_path, device)
                 row["best_on_test"] = f"{test(best.model, device, loader)[1]:g}"
             return row
         except DivergedError as error:
@@ -98,14 +97,14 @@ def new_row(config: Config, sweep: Sweep) -> Row:
     row = dict.fromkeys(COLUMNS, "") | versions()
     row |= {"seed": str(config.seed), "target": f"{sweep.target:g}"}
     if config.dataset != "mnist":  # fsencode, as a path can have bytes that are not text
-        row["data_path"] = os.fsencode(sweep.data_path).decode(errors="backslashreplace")
+        row["data_path"] = os.fsencode(sweep.options.data_path).decode(errors="backslashreplace")
     return row
 
 
 def make_row(progress: Progress, sweep: Sweep) -> Row:
     """Return the row of a run that reached the end of its schedule."""
-    seconds, accuracies = zip(*((row.seconds, row.eval_accuracy) for row in progress.metrics), strict=True)
-    reached = next((i for i, accuracy in enumerate(accuracies, 1) if accuracy >= sweep.target), None)
+    seconds = [row.seconds for row in progress.metrics]
+    accuracies = [row.eval_accuracy for row in progress.metrics]
     device = progress.device
     if device == "cpu":
         device = f"CPU with {torch.backends.cpu.get_cpu_capability()}, 1 of {os.cpu_count()} cores"
@@ -113,14 +112,16 @@ def make_row(progress: Progress, sweep: Sweep) -> Row:
         device = torch.cuda.get_device_name(device)
     row = new_row(progress.config, sweep) | progress.versions
     row |= {"device": device, "split": progress.metrics[0].split, "seconds": f"{sum(seconds):.2f}"}
-    if reached is not None:
-        row |= {"epoch_reached": str(reached), "seconds_to_target": f"{sum(seconds[:reached]):.2f}"}
+    for epoch, accuracy in enumerate(accuracies, 1):
+        if accuracy >= sweep.target:
+            row |= {"epoch_reached": str(epoch), "seconds_to_target": f"{sum(seconds[:epoch]):.2f}"}
+            break
     row |= {"best": f"{max(accuracies):g}", "last": f"{accuracies[-1]:g}"}
     return row | {"accuracy_by_epoch": " ".join(f"{accuracy:g}" for accuracy in accuracies)}
 
 
-def start_ray(sweep: Sweep) -> None:
-    """Start Ray on this machine, or connect to the cluster at ``sweep.address``."""
+def start_ray(sweep: Sweep) -> Any:
+    """Start Ray on this machine, or connect to the cluster at ``sweep.address``; return the module."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -141,14 +142,13 @@ def start_ray(sweep: Sweep) -> None:
             solution = "set RAY_TMPDIR to a folder with a short path, or "
         raise UserError(f"Ray: {describe(error)}: {solution}add --jobs 1, which needs no Ray") from None
     end_in_one_line("sweep.py")  # Ray has replaced the handler of SIGTERM
+    return ray
 
 
 def train_on_ray(runs: dict[Path, Config], sweep: Sweep) -> Iterator[dict[Path, Row]]:
     """Train ``runs`` in workers of Ray; each second, yield the rows of those that have ended."""
-    start_ray(sweep)
-    import ray
-
-    gpu = sweep.device != "cpu" and "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
+    ray = start_ray(sweep)
+    gpu = sweep.options.device != "cpu" and "GPU" in ray.cluster_resources()
     # If a worker or a node is lost, Ray starts its task elsewhere, nine times at most.
     options: dict[str, Any] = {"max_retries": 9, "retry_exceptions": False}
     task = ray.remote(max_calls=1)(train_run).options(**options, num_gpus=gpu / sweep.runs_per_gpu)
@@ -219,7 +219,8 @@ def main(sweep: Sweep) -> None:
     from benchmarks import summary  # first, as it needs packages that may be missing
 
     sweep.output_dir.mkdir(parents=True, exist_ok=True)
-    folders = {config: sweep.output_dir / sweep_name(config, sweep.data_path) for config in sweep.configs}
+    data_path = sweep.options.data_path
+    folders = {config: sweep.output_dir / sweep_name(config, data_path) for config in sweep.configs}
     seeds = range(1, sweep.seeds + 1)
     with locked(sweep.output_dir):
         tables = {path: load_table(config, path, sweep.target) for config, path in folders.items()}
@@ -231,7 +232,7 @@ def main(sweep: Sweep) -> None:
         }
         try:
             for name in {config.dataset for config in runs.values()}:
-                load(name, sweep.data_path, train=True)  # download it once, before all runs do
+                load(name, data_path, train=True)  # download it once, before all runs do
             if runs:
                 train_all(runs, sweep, tables)
         except KeyboardInterrupt as stop:
@@ -241,7 +242,7 @@ def main(sweep: Sweep) -> None:
     rows = [row for group in results.values() for row in group]
     sources = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in rows if row["last"]}
     print(f"`{sweep.common_flags}`, seeds 1 to {sweep.seeds}; {' and '.join(sorted(sources))}\n")
-    if sweep.grid is not None:
+    if sweep.grid:
         print(summary.markdown(results, sweep.target), flush=True)
     else:
         for column in ("last", "best_on_test")[: 1 + any(row["best_on_test"] for row in rows)]:
