@@ -35,7 +35,7 @@ from torch import nn
 
 import main as experiment
 from benchmarks.pipeline import conventional_loaders, conventional_steps
-from benchmarks.tables import Row, read_runs
+from benchmarks.summary import Row, plot_by_seconds, read_runs
 from checkpoint import versions
 from config import ORIGINAL, RECIPES, Config, select_device
 from model import Net
@@ -151,8 +151,6 @@ def main(output_dir: Path, seeds: int, device_name: str, child: list[str] | None
     device = select_device(device_name)
     if child:
         return print(json.dumps(run(child[0], int(child[1]), device)))
-    from benchmarks.summary import plot_by_seconds  # first, as it needs packages that may be missing
-
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores"
     conditions = versions() | {"device": f"{device}, {machine}", "threads": str(torch.get_num_threads())}
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,12 @@
-"""Summarise the rows of a sweep: statistics, a Markdown table, and plots."""
+"""Tables with a row for each run, of a sweep or of peers: read and summarise them, and plot accuracy."""
 
 import io
 import math
 from pathlib import Path
 from statistics import mean, median
 
-from benchmarks.tables import Row
 from runtime.errors import UserError
-from runtime.files import replace_file
+from runtime.files import read_table, replace_file
 
 try:
     from matplotlib.figure import Figure
@@ -15,7 +14,20 @@ try:
 except ImportError as error:
     raise UserError(f"{error}: pip install matplotlib scipy") from None
 
+Row = dict[str, str]  # a run; accuracies are in percent, values by epoch are separated by spaces
 NONE = "–"
+
+
+def read_runs(path: Path, columns: list[str], numbers: list[str]) -> list[Row]:
+    """Read the table at ``path``, which must have these ``columns``; only numbers are in ``numbers``."""
+    rows = read_table(path, columns)
+    try:
+        for row in rows:
+            int(row["seed"])
+            [float(number) for column in numbers for number in row[column].split()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}; move it away or choose another --output-dir") from None
+    return rows
 
 
 def numbers(rows: list[Row], column: str) -> list[float]:

@@ -30,8 +30,9 @@ import torch
 from tqdm import tqdm
 
 import main as experiment
+from benchmarks import summary
 from benchmarks.arguments import Sweep, sweep_name
-from benchmarks.tables import Row, read_runs
+from benchmarks.summary import Row, read_runs
 from checkpoint import Progress, load_run, load_trained, versions
 from config import Config
 from datasets import load
@@ -94,8 +95,7 @@ def describe(error: BaseException) -> str:
 
 def new_row(config: Config, sweep: Sweep) -> Row:
     """Return the row of a run that has no result yet."""
-    row = dict.fromkeys(COLUMNS, "") | versions()
-    row |= {"seed": str(config.seed), "target": f"{sweep.target:g}"}
+    row = dict.fromkeys(COLUMNS, "") | versions() | {"seed": str(config.seed), "target": f"{sweep.target:g}"}
     if config.dataset != "mnist":  # fsencode, as a path can have bytes that are not text
         row["data_path"] = os.fsencode(sweep.options.data_path).decode(errors="backslashreplace")
     return row
@@ -216,8 +216,6 @@ def load_table(config: Config, folder: Path, target: float) -> Table:
 
 def main(sweep: Sweep) -> None:
     """Carry out the command line."""
-    from benchmarks import summary  # first, as it needs packages that may be missing
-
     sweep.output_dir.mkdir(parents=True, exist_ok=True)
     data_path = sweep.options.data_path
     folders = {config: sweep.output_dir / sweep_name(config, data_path) for config in sweep.configs}

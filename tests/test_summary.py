@@ -6,7 +6,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from benchmarks import summary, sweep
-from benchmarks.tables import Row
+from benchmarks.summary import Row
 
 
 def row(seed: int, *accuracies: float) -> Row:
