@@ -1,7 +1,5 @@
 """Measure the exported files on this machine: their size, memory, and time for an image.
 
-    python benchmarks/export.py
-
 It prints a Markdown table. Flash and RAM are those of a C header alone, compiled for size: its code and
 constants, and its struct of working memory. The formats take turns, one image at a time, on one thread. The
 times include normalisation and, for ONNX and C, the call from Python.

@@ -1,7 +1,5 @@
 """Train this project's recipes and their peers in turn on this machine, and plot accuracy over seconds.
 
-    python benchmarks/peers.py --output-dir runs/peers
-
 The peers are the original's settings in a conventional pipeline, and a network of 215,194 parameters, like
 that of tuomaso/train_mnist_fast, with schedules of one, two, four and eight epochs.
 """
@@ -34,7 +32,7 @@ import torch
 from torch import nn
 
 import main as experiment
-from benchmarks.pipeline import conventional_loaders, conventional_steps
+from benchmarks.pipeline import TEST_IMAGES, conventional_loaders, conventional_steps
 from benchmarks.summary import Row, plot_by_seconds, read_runs
 from checkpoint import versions
 from config import ORIGINAL, RECIPES, Config, select_device
@@ -60,7 +58,7 @@ def make_recipe(config: Config, device: torch.device) -> RunEpoch:
 
 def make_conventional(config: Config, device: torch.device) -> RunEpoch:
     """Make the network and optimizer of ``config`` in the conventional pipeline, with one worker."""
-    train_loader, test_loader = conventional_loaders(device, workers=1)
+    train_loader, test_loader = conventional_loaders(device, workers=1, images=TEST_IMAGES)
     torch.manual_seed(stream_seed(config.seed, "weights"))
     model, steps = Net().to(device), len(train_loader)
     optimizer, scheduler = make_optimizer(model, config, config.epochs * steps)

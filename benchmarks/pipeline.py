@@ -1,6 +1,4 @@
-"""Compare the conventional MNIST pipeline with this project's, on this machine, on real MNIST.
-
-    python benchmarks/pipeline.py
+"""Compare the conventional MNIST pipeline with this project's, on this machine and on real MNIST.
 
 The conventional pipeline is that of most scripts: torchvision's transforms of PIL images in a ``DataLoader``,
 and ``.item()`` at each step. On a CPU, this project's pipeline without ``speed_up`` is compared, too. Each
@@ -61,9 +59,7 @@ PARTS = ("data", "step", "epoch")  # of a pipeline's work, each timed on its own
 Parts = dict[str, Callable[[], object]]
 
 
-def conventional_loaders(
-    device: torch.device, workers: int, images: int = TEST_IMAGES
-) -> tuple[Loader, Loader]:
+def conventional_loaders(device: torch.device, workers: int, images: int) -> tuple[Loader, Loader]:
     """Return conventional loaders of all training images, and of the first ``images`` of the test set."""
     from torchvision import transforms
     from torchvision.datasets import MNIST
@@ -183,7 +179,7 @@ def main(turns: int, batches: int | None, device_name: str, output: Path | None,
     if child:
         return serve(make_parts(child, device, batches), device)
     workers = (1,) if device.type == "cuda" else (0, 1)
-    rivals = [f"conventional, workers={count}" for count in workers]
+    rivals = [f"conventional, workers={n}" for n in workers]
     plain = ["plain"] if device.type == "cpu" else []
     flags = [f"--device={device_name}", f"--batches={batches}"]
     seconds = take_turns([*rivals, *plain, "ours"], flags, turns)

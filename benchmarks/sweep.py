@@ -1,8 +1,5 @@
 """Train a recipe, or each combination of a grid of settings, with seeds 1 to N, and summarise the results.
 
-    python benchmarks/sweep.py --recipe default --seeds 10 --output-dir runs/proof
-    python benchmarks/sweep.py --recipe fast --grid "max_lr=0.2,0.4 dropout=0,0.05" --output-dir runs/grid
-
 Each run goes to the end of its schedule, so the reported accuracy is not cherry-picked. See docs/sweep.md.
 """
 

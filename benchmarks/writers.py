@@ -1,7 +1,5 @@
 """Test trained weights on digits by other writers than MNIST's, prepared as by ``python -m predict``.
 
-    python benchmarks/writers.py [FILE …]
-
 The data are the test set of "Optical Recognition of Handwritten Digits" (Alpaydin, Kaynak 1998,
 https://doi.org/10.24432/C50P49), which scikit-learn includes: 1,797 digits on forms that 13 people filled in.
 They are 8×8 pixels each, so much coarser than MNIST's. The preparation of small pictures was tuned on the
