@@ -17,19 +17,6 @@ from model import Net
 from runtime.errors import UserError
 
 FAST = ("-O3", "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
-PROGRAM = """
-void predict_all(const unsigned char *images, long count, float *logits)
-{
-    static struct net_scratch scratch;
-    net_logit scores[CLASSES];
-
-    for (; count > 0; count--, images += 784) {
-        net_predict(images, scores, &scratch);
-        for (int i = 0; i < CLASSES; i++)
-            *logits++ = (float)scores[i] / (float)NET_ONE;
-    }
-}
-"""
 
 
 def write(model: Net, dataset: Dataset = MNIST) -> bytes:
@@ -43,10 +30,11 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
 
 
 def compile_header(content: bytes, prefix: str, classes: int, output: Path, *flags: str) -> None:
-    """Compile a header, whose names begin with ``prefix``, and PROGRAM to the file ``output``."""
+    """Compile a header, whose names begin with ``prefix``, and predict_all.c to the file ``output``."""
     if shutil.which("cc") is None:
         raise UserError("no C compiler: install gcc or clang, with the command cc")
-    program = PROGRAM.replace("net_", f"{prefix}_").replace("NET_", f"{prefix.upper()}_")
+    program = Path(__file__).with_name("predict_all.c").read_text(encoding="utf-8")
+    program = program.replace("net_", f"{prefix}_").replace("NET_", f"{prefix.upper()}_")
     source = output.with_suffix(".c")
     source.write_bytes(content + program.encode())
     command = ["cc", "-std=gnu99", *flags, f"-DCLASSES={classes}", str(source), "-o", str(output)]

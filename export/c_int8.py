@@ -38,30 +38,14 @@ class Quantized:
     output_shift: int
 
 
-def activation_ranges(layers: list[Layer], images: Tensor, dataset: Dataset) -> list[tuple[Tensor, Tensor]]:
-    """Measure the range of each output channel before pooling, extended to include 0, for each layer.
-
-    ``images`` of ``dataset`` are uint8 (N, 28, 28). Minima and maxima are float64 (outputs,).
-    """
-    ranges, x = [], normalize(images[:, None], dataset)
-    for layer in layers:
-        x = F.conv2d(x, layer.weight.float(), layer.bias.float(), padding=layer.weight.shape[-1] // 2)
-        factor, summand = (tensor.float().view(-1, 1, 1) for tensor in layer.norm)
-        x = F.relu(x) * factor + summand
-        low, high = x.double().amin(dim=(0, 2, 3)), x.double().amax(dim=(0, 2, 3))
-        ranges.append((low.clamp(max=0), high.clamp(min=0)))
-        x = F.max_pool2d(x, 2) if layer.pool else x
-    return ranges
-
-
 def round_weights(
     layer: Layer, scale: Tensor, zero: Tensor, pixels: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Round weights and bias of ``layer`` to integers; its inputs have this ``scale`` and zero point.
+    """Round weights and bias of ``layer``, whose inputs have this ``scale`` and zero point, to integers.
 
     Returns weights, from -127 to 127, biases, the value of 1 in both, (outputs,), and a bound on the
-    magnitude of all sums, partial ones included. If the inputs are sums of several ``pixels``, the layer is
-    the last, and the value of 1 is a power of two, the same for all outputs.
+    magnitude of all sums, partial ones included. The inputs of the last layer are sums of several ``pixels``.
+    There, the value of 1 is a power of two, the same for all outputs.
     """
     weight = layer.weight * (scale / pixels).view(-1, 1, 1)
     # Where a bias is much larger than the weights, round these more coarsely, so that 32 bits hold the sums.
@@ -84,10 +68,18 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
     quantized, bounds = [], []
     scale = torch.tensor([1 / (255 * dataset.std)]).double()
     zero = torch.tensor([255 * dataset.mean]).double()
-    for layer, (low, high) in zip(hidden, activation_ranges(hidden, images, dataset), strict=True):
+    x = normalize(images[:, None], dataset)
+    for layer in hidden:
+        # In float32: the range of each output channel before pooling, extended to include 0.
+        factor, summand = layer.norm
+        x = F.relu(F.conv2d(x, layer.weight.float(), layer.bias.float(), padding="same"))
+        x = x * factor.float().view(-1, 1, 1) + summand.float().view(-1, 1, 1)
+        low = x.double().amin(dim=(0, 2, 3)).clamp(max=0)
+        high = x.double().amax(dim=(0, 2, 3)).clamp(min=0)
+        x = F.max_pool2d(x, 2) if layer.pool else x
+
         weight, bias, step, bound = round_weights(layer, scale, zero)
         sum_shift = max(0, bound.bit_length() - 15)
-        factor, summand = layer.norm
         factor = factor * step * 2**sum_shift
         # No scale is finer than the shifted sum: else a nearly constant channel would need a huge factor.
         scale = torch.maximum((high - low) / 255, factor.abs())
@@ -100,7 +92,7 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
         offset = (offset * 2**shift).round()
         bounds += [bound, int((factor.abs() * (bound >> sum_shift) + offset.abs()).max())]
         quantized.append(Quantized(layer.name, weight, bias, offset, factor, input_zero, sum_shift, shift))
-    weight, bias, step, bound = round_weights(last, scale, zero, PIXELS)
+    weight, bias, step, bound = round_weights(last, scale, zero, pixels=PIXELS)
     quantized.append(Quantized(last.name, weight, bias, bias, bias, zero, 0, 0))
     one, bound = int(1 / step[0]), max(bound, *bounds)
     if bound >= 2**31 or not 1 <= one < 2**31 or min(layer.output_shift for layer in quantized) < 0:

@@ -20,7 +20,6 @@ from runtime.files import read_table, replace_file, warn
 if TYPE_CHECKING:
     from report.figures import Plot  # needs matplotlib
 
-TEMPLATE = Path(__file__).with_name("page.html")
 MAX_MISTAKES = 150  # images in their figure; the included weights make 47 mistakes, bad ones thousands
 
 
@@ -47,26 +46,23 @@ def fill_page(
     ``metrics`` are all epochs of the run. ``counts`` is the confusion matrix of the test set, int64 (N, N).
     """
     correct, total = counts.diagonal(), counts.sum(dim=1)
-    low, high = (float(end) for end in scores.wilson(correct.sum(), total.sum()))
-    template = Environment(
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        name=trained.path.parent.resolve().name,
+    )
+    return environment.from_string(page).render(
+        trained=trained,
         dataset="MNIST" if trained.dataset == MNIST else trained.dataset.name,
         parameters=sum(p.numel() for p in trained.model.parameters()),
         metrics=metrics,
-        best=trained.metrics,
         correct=int(correct.sum()),
         total=int(total.sum()),
-        low=low,
-        high=high,
+        interval=[float(end) for end in scores.wilson(correct.sum(), total.sum())],
         by_class=list(zip(trained.dataset.classes, total.tolist(), correct.tolist(), strict=True)),
         calibration=calibration,
         max_mistakes=MAX_MISTAKES,
         plots=plots,
         settings=vars(trained.config),
-        versions=trained.versions,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from matplotlib import style
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from torch import Tensor
 
 from checkpoint import EpochMetrics
@@ -71,16 +71,15 @@ def curves(metrics: list[EpochMetrics], best: EpochMetrics) -> Plot:
         errors = [max(100 - getattr(row, f"{name}_accuracy"), 0.01) for row in metrics]
         for axes, values in [(loss, losses), (accuracy, errors)]:
             axes.plot(epochs, values, color=color, marker=marker, label=label)
-    for axes in (loss, accuracy):
-        axes.set(yscale="log")
+    for axes, label in [(loss, "loss"), (accuracy, "accuracy, %")]:
+        axes.set(yscale="log", ylabel=label)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
+        axes.minorticks_off()
         axes.axvline(best.epoch, color=GREY, linestyle=":", zorder=1, label=f"best epoch, {best.epoch}")
-    loss.set_ylabel("loss")
     loss.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     loss.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=3)
     bottom, top = accuracy.get_ylim()
-    accuracy.set(ylabel="accuracy, %", ylim=(top, min(bottom, 0.45)))
+    accuracy.set(ylim=(top, min(bottom, 0.45)))
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{100 - value:g}")
     rate.step(epochs, [row.lr for row in metrics], where="mid", color=INK, marker=".")
     rate.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
@@ -106,7 +105,7 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     axes.imshow(np.where(diagonal, 1.0, np.nan), cmap=ListedColormap(["#dfe7ee"]))
     for label, prediction in np.argwhere(table):
         color = "white" if wrong[label, prediction] > 0.6 * most else INK
-        count = f"{table[label, prediction]}"
+        count = table[label, prediction]
         axes.text(prediction, label, count, ha="center", va="center", color=color, fontsize=font)
     axes.set(xlabel="prediction", ylabel="label")
     axes.set_xticks(range(size), names, fontsize=font, rotation=90 if max(map(len, names)) > 2 else 0)
@@ -114,7 +113,7 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     axes.set_xticks(np.arange(-0.5, size), minor=True)
     axes.set_yticks(np.arange(-0.5, size), minor=True)
     axes.grid(False)
-    axes.grid(which="minor", color="#e4e4e4", linewidth=0.6)
+    axes.grid(which="minor", linewidth=0.6)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     label, prediction = divmod(int(wrong.argmax()), size)
