@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config import Config, Options
-from datasets import MNIST, Dataset, load_test, load_train, split_holdout
+from datasets import MNIST, SIDE, Dataset, load_test, load_train, split_holdout
 from runtime.errors import UsageError
 
 EVALUATION_BATCH = 250  # images; large enough to be fast, small enough for a CPU's cache
@@ -80,7 +80,8 @@ class DeviceLoader:
     - It yields normalised images, float32 (B, 1, 28, 28), and targets, int64 (B,). The last batch may be
       smaller. Nothing is copied to the host.
     - With a ``config``, each pass has its own order, and distorts each image by uniform random amounts up to
-      the config's limits. Seed and ``epoch`` determine both.
+      the config's limits. Seed and ``epoch`` determine both. All epochs but the last train on the images'
+      centres, of ``config.train_crop_size`` pixels on each side.
     """
 
     images: Tensor
@@ -104,6 +105,8 @@ class DeviceLoader:
             return
         device = self.images.device
         generator = torch.Generator(device).manual_seed(stream_seed(config.seed, "loader", self.epoch))
+        side = config.train_crop_size if self.epoch < config.epochs else SIDE
+        crop = slice((SIDE - side) // 2, (SIDE + side) // 2)
         self.epoch += 1
         order = torch.randperm(len(self.labels), generator=generator, device=device)
         for index in torch.split(order, self.batch_size)[: config.limit_train_batches]:
@@ -118,7 +121,7 @@ class DeviceLoader:
                     shear=draws[:, 5] * config.shear,
                     interpolation=config.interpolation,
                 )
-            yield normalize(images, self.dataset), self.labels.index_select(0, index)
+            yield normalize(images[..., crop, crop], self.dataset), self.labels.index_select(0, index)
 
 
 Loaders = tuple[DeviceLoader, DeviceLoader]  # for training and for evaluation

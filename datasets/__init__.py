@@ -17,6 +17,7 @@ from runtime.errors import UserError
 __all__ = [
     "MEAN",
     "MNIST",
+    "SIDE",
     "STD",
     "Dataset",
     "load",

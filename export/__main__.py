@@ -12,12 +12,11 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[list[str], str | None
     """Read the command line: formats, weights file, output folder, and folder of the data set."""
     parser = Parser("python -m export", "Write a trained network to files that run without PyTorch.")
     files = "; ".join(f"{name}: {file}" for name, file in FILES.items())
-    help = f"{files} (default: all; web only for MNIST)"
-    parser.add_argument("formats", nargs="*", metavar="FORMAT", help=help)
+    formats_help = f"{files} (default: all; web only for MNIST)"
+    output_help = "folder for the files (default: that of the weights)"
+    parser.add_argument("formats", nargs="*", metavar="FORMAT", help=formats_help)
     parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
-    parser.add_argument(
-        "--output-dir", metavar="DIR", help="folder for the files (default: that of the weights)"
-    )
+    parser.add_argument("--output-dir", metavar="DIR", help=output_help)
     parser.add_argument("--data-path", metavar="DIR", help=DATA_PATH_HELP)
     args = parser.parse_args(argv)
     for name in args.formats:

@@ -5,7 +5,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import textwrap
 from pathlib import Path
 
 import torch
@@ -18,50 +17,24 @@ from model import Net
 from runtime.errors import UserError
 
 FAST = ("-O3", "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
-PROGRAM = """
-void predict_all(const unsigned char *images, long count, float *logits);
-void predict_all(const unsigned char *images, long count, float *logits)
-{
-    static struct net_scratch scratch;
-    net_logit scores[CLASSES];
-    int i;
-
-    for (; count > 0; count--, images += 784)
-        for (net_predict(images, scores, &scratch), i = 0; i < CLASSES; i++)
-            *logits++ = (float)scores[i] / (float)NET_ONE;
-}
-"""
-
-
-def as_c_array(values: Tensor) -> str:
-    """Write ``values``, of one dimension, as a C initialiser: integers, or float32 to the last bit."""
-    suffix = "f" if values.is_floating_point() else ""
-    numbers = ", ".join(f"{value}{suffix}" for value in values.numpy())
-    return "{\n" + textwrap.fill(numbers, width=110, break_on_hyphens=False) + "}"
 
 
 def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     """Return the header that computes ``model`` of ``dataset`` in evaluation mode, in float32."""
-    arrays = []
-    for layer in c_layers(model):
-        outputs, inputs = layer.weight.shape[:2]
-        # [column][row][input][output], padded to 16 outputs or more: whole vectors.
-        weight = F.pad(layer.weight.permute(3, 2, 1, 0).flatten(0, 2), (0, max(0, 16 - outputs)))
-        factor, summand = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
-        weights = f"net_{layer.name}_weights"
-        arrays.append(f"static const float {weights}[] = {as_c_array(weight.float().flatten())};")
-        numbers = ",\n".join(as_c_array(each.float()) for each in (layer.bias, factor, summand))
-        initializer = f"{weights}, {len(weight)}, {inputs}, {outputs},\n{numbers}"
-        arrays.append(f"static const struct net_conv net_{layer.name} = {{{initializer}}};")
-    room = str(max(16, len(dataset.classes)))
-    return render("net.h.in", model, dataset, arrays="\n".join(arrays), room=room)
+    room = max(16, len(dataset.classes))  # outputs of the widest layer
+    layers = c_layers(model)
+    # [column][row][input][output], padded to 16 outputs or more: whole vectors.
+    weights = [layer.weight.permute(3, 2, 1, 0).flatten(0, 2) for layer in layers]
+    weights = [F.pad(weight, (0, max(0, 16 - weight.shape[1]))) for weight in weights]
+    return render("net.h.in", model, dataset, layers=zip(layers, weights, strict=True), room=room)
 
 
 def compile_header(content: bytes, prefix: str, classes: int, output: Path, *flags: str) -> None:
-    """Compile a header, whose names begin with ``prefix``, and PROGRAM to the file ``output``."""
+    """Compile a header, whose names begin with ``prefix``, and predict_all.c to the file ``output``."""
     if shutil.which("cc") is None:
         raise UserError("no C compiler: install gcc or clang, with the command cc")
-    program = PROGRAM.replace("net_", f"{prefix}_").replace("NET_", f"{prefix.upper()}_")
+    program = Path(__file__).with_name("predict_all.c").read_text(encoding="utf-8")
+    program = program.replace("net_", f"{prefix}_").replace("NET_", f"{prefix.upper()}_")
     source = output.with_suffix(".c")
     source.write_bytes(content + program.encode())
     command = ["cc", "-std=gnu99", *flags, f"-DCLASSES={classes}", str(source), "-o", str(output)]
@@ -74,9 +47,8 @@ def compile_header(content: bytes, prefix: str, classes: int, output: Path, *fla
 def load(content: bytes, prefix: str, classes: int) -> Predictor:
     """Compile a header for this processor, as ``compile_header`` does, and return a function that runs it."""
     try:
-        with tempfile.TemporaryDirectory(
-            ignore_cleanup_errors=True
-        ) as folder:  # Windows keeps loaded libraries
+        # Windows can't remove a loaded library.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             library = Path(folder, "program.so")
             compile_header(content, prefix, classes, library, *FAST, "-fPIC", "-shared")
             function = ctypes.CDLL(str(library)).predict_all

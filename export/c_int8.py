@@ -14,7 +14,6 @@ from torch import Tensor
 
 from config import Options
 from datasets import MNIST, Dataset, load
-from export.c_code import as_c_array
 from export.network import Layer, c_layers, render
 from model import Net
 from runtime.errors import UserError
@@ -39,45 +38,25 @@ class Quantized:
     output_shift: int
 
 
-def activation_ranges(layers: list[Layer], images: Tensor, dataset: Dataset) -> list[tuple[Tensor, Tensor]]:
-    """Measure the range of each output channel before pooling, extended to include 0, for each layer.
-
-    ``images`` of ``dataset`` are uint8 (N, 28, 28). Minima and maxima are float64 (outputs,).
-    """
-    ranges, x = [], normalize(images[:, None], dataset)
-    for layer in layers:
-        x = F.conv2d(x, layer.weight.float(), layer.bias.float(), padding=layer.weight.shape[-1] // 2)
-        x = F.relu(x) if layer.relu else x
-        if layer.norm:
-            factor, summand = (tensor.float().view(-1, 1, 1) for tensor in layer.norm)
-            x = x * factor + summand
-        low, high = x.double().amin(dim=(0, 2, 3)), x.double().amax(dim=(0, 2, 3))
-        ranges.append((low.clamp(max=0), high.clamp(min=0)))
-        x = F.max_pool2d(x, 2) if layer.pool else x
-    return ranges
-
-
 def round_weights(
-    layer: Layer, scale: Tensor, zero: Tensor, same_step: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
+    layer: Layer, scale: Tensor, zero: Tensor, pixels: int = 1
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """Round weights and bias of ``layer``, whose inputs have this ``scale`` and zero point, to integers.
 
-    Returns weights, from -127 to 127, biases, and the value of 1 in both, (outputs,). With ``same_step``,
-    this value is a power of two, the same for all outputs.
+    Returns weights, from -127 to 127, biases, the value of 1 in both, (outputs,), and a bound on the
+    magnitude of all sums, partial ones included. The inputs of the last layer are sums of several ``pixels``.
+    There, the value of 1 is a power of two, the same for all outputs.
     """
-    weight = layer.weight * scale.view(-1, 1, 1)
+    weight = layer.weight * (scale / pixels).view(-1, 1, 1)
     # Where a bias is much larger than the weights, round these more coarsely, so that 32 bits hold the sums.
     step = torch.maximum(weight.flatten(1).abs().amax(dim=1) / 127, layer.bias.abs() / 2**24)
     step[step == 0] = 1
-    if same_step:
+    if pixels > 1:
         step = 2 ** step.max().log2().ceil().expand_as(step)
     weight = (weight / step.view(-1, 1, 1, 1)).round()
-    return weight, (layer.bias / step - weight.sum(dim=(2, 3)) @ zero).round(), step
-
-
-def largest_sum(weight: Tensor, bias: Tensor, largest: int) -> int:
-    """Bound the magnitude of all sums, partial ones included, for inputs from 0 to ``largest``."""
-    return int((bias.abs() + largest * weight.abs().flatten(1).sum(dim=1)).max())
+    bias = (layer.bias / step - weight.sum(dim=(2, 3)) @ (zero * pixels)).round()
+    bound = bias.abs() + 255 * pixels * weight.abs().flatten(1).sum(dim=1)
+    return weight, bias, step, int(bound.max())
 
 
 def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list[Quantized], int, int]:
@@ -85,37 +64,40 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
 
     Returns the layers, the integer for 1.0 in the logits, and a bound on the magnitude of all sums.
     """
-    layers, quantized, bounds = c_layers(model), [], []
+    *hidden, last = c_layers(model)
+    quantized, bounds = [], []
     scale = torch.tensor([1 / (255 * dataset.std)]).double()
     zero = torch.tensor([255 * dataset.mean]).double()
-    ranges = activation_ranges(layers[:-1], images, dataset)
-    for layer, (low, high) in zip(layers[:-1], ranges, strict=True):
-        weight, bias, step = round_weights(layer, scale, zero)
-        bound = largest_sum(weight, bias, 255)
+    x = normalize(images[:, None], dataset)
+    for layer in hidden:
+        # In float32: the range of each output channel before pooling, extended to include 0.
+        factor, summand = layer.norm
+        x = F.relu(F.conv2d(x, layer.weight.float(), layer.bias.float(), padding="same"))
+        x = x * factor.float().view(-1, 1, 1) + summand.float().view(-1, 1, 1)
+        low = x.double().amin(dim=(0, 2, 3)).clamp(max=0)
+        high = x.double().amax(dim=(0, 2, 3)).clamp(min=0)
+        x = F.max_pool2d(x, 2) if layer.pool else x
+
+        weight, bias, step, bound = round_weights(layer, scale, zero)
         sum_shift = max(0, bound.bit_length() - 15)
-        factor, summand = layer.norm or (torch.ones_like(bias), torch.zeros_like(bias))
         factor = factor * step * 2**sum_shift
         # No scale is finer than the shifted sum: else a nearly constant channel would need a huge factor.
-        next_scale = torch.maximum((high - low) / 255, factor.abs())
-        next_scale[next_scale == 0] = 1
-        next_zero = (-low / next_scale).round()
-        factor, offset = factor / next_scale, summand / next_scale + next_zero + 0.5  # 0.5: to round
+        scale = torch.maximum((high - low) / 255, factor.abs())
+        scale[scale == 0] = 1
+        input_zero, zero = zero.round(), (-low / scale).round()
+        factor, offset = factor / scale, summand / scale + zero + 0.5  # 0.5: to round
         largest = torch.maximum(factor.abs() * 2**15, offset.abs()).max()
-        output_shift = min(22, int(torch.log2(LARGEST / largest).floor()))
-        factor = (factor * 2**output_shift).round().clamp(1 - 2**15, 2**15 - 1)
-        offset = (offset * 2**output_shift).round()
+        shift = min(22, int(torch.log2(LARGEST / largest).floor()))
+        factor = (factor * 2**shift).round().clamp(1 - 2**15, 2**15 - 1)
+        offset = (offset * 2**shift).round()
         bounds += [bound, int((factor.abs() * (bound >> sum_shift) + offset.abs()).max())]
-        quantized.append(
-            Quantized(layer.name, weight, bias, offset, factor, zero.round(), sum_shift, output_shift)
-        )
-        scale, zero = next_scale, next_zero
-    weight, bias, step = round_weights(layers[-1], scale / PIXELS, zero * PIXELS, same_step=True)
-    bounds.append(largest_sum(weight, bias, 255 * PIXELS))
-    quantized.append(Quantized(layers[-1].name, weight, bias, bias, bias, zero, 0, 0))
-    one = int(1 / step[0])
-    if max(bounds) >= 2**31 or not 1 <= one < 2**31 or min(layer.output_shift for layer in quantized) < 0:
+        quantized.append(Quantized(layer.name, weight, bias, offset, factor, input_zero, sum_shift, shift))
+    weight, bias, step, bound = round_weights(last, scale, zero, pixels=PIXELS)
+    quantized.append(Quantized(last.name, weight, bias, bias, bias, zero, 0, 0))
+    one, bound = int(1 / step[0]), max(bound, *bounds)
+    if bound >= 2**31 or not 1 <= one < 2**31 or min(layer.output_shift for layer in quantized) < 0:
         raise UserError("the sums of these weights could overflow 32 bits: export them as c")
-    return quantized, one, max(bounds)
+    return quantized, one, bound
 
 
 def write(model: Net, dataset: Dataset = MNIST, data_path: str = Options.data_path) -> bytes:
@@ -126,17 +108,4 @@ def write(model: Net, dataset: Dataset = MNIST, data_path: str = Options.data_pa
     (images, _), _ = load(dataset.name, data_path, train=True)
     sample = images[torch.arange(CALIBRATION) * len(images) // CALIBRATION]  # evenly spaced
     quantized, one, bound = quantize(model, sample, dataset)
-    arrays = []
-    for layer in quantized:
-        name = f"net_int8_{layer.name}"
-        weight = layer.weight.permute(0, 3, 2, 1).flatten().to(torch.int8)
-        arrays.append(f"static const signed char {name}_weights[] = {as_c_array(weight)};")
-        numbers = [as_c_array(each.int()) for each in (layer.bias, layer.offset, layer.factor, layer.zero)]
-        if layer is quantized[-1]:
-            arrays.append(f"static const int {name}_bias[] = {numbers[0]};")
-            continue
-        outputs, inputs = layer.weight.shape[:2]
-        sizes = f"{len(weight) // outputs}, {inputs}, {outputs}, {layer.sum_shift}, {layer.output_shift}"
-        initializer = ",\n".join([f"{name}_weights", *numbers, sizes])
-        arrays.append(f"static const struct net_int8_conv {name} = {{{initializer}}};")
-    return render("net_int8.h.in", model, dataset, arrays="\n".join(arrays), one=str(one), bound=f"{bound:,}")
+    return render("net_int8.h.in", model, dataset, layers=quantized, one=one, bound=bound)

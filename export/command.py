@@ -25,10 +25,9 @@ def compare(log_probs: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> 
     They are refused if a prediction differs, or a log-probability by more than ROUNDING. With ``int8``, they
     are refused if the accuracy falls by more than INT8_LOSS.
     """
-    predictions, expected_predictions = log_probs.argmax(dim=1), expected.argmax(dim=1)
-    correct, expected_correct = (int((each == labels).sum()) for each in (predictions, expected_predictions))
-    same, count = int((predictions == expected_predictions).sum()), len(labels)
-    difference = (log_probs - expected).abs().max().item()
+    correct, expected_correct = (int((each.argmax(dim=1) == labels).sum()) for each in (log_probs, expected))
+    same = int((log_probs.argmax(dim=1) == expected.argmax(dim=1)).sum())
+    count, difference = len(labels), (log_probs - expected).abs().max().item()
     description = (
         f"accuracy {correct / count:.2%}, PyTorch's {expected_correct / count:.2%}; {same:,} of {count:,} "
         f"predictions equal PyTorch's; log-probabilities differ by up to {difference:.1e}"

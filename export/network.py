@@ -1,10 +1,13 @@
 """What the formats share: the network as a list of layers, and templates."""
 
-import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
+from jinja2 import Environment, StrictUndefined
 from torch import Tensor, nn
 
 from datasets import MNIST, Dataset
@@ -51,29 +54,36 @@ def layers(model: Net) -> list[Layer]:
 
 
 def c_layers(model: Net) -> list[Layer]:
-    """List the layers of ``model`` for the C templates, which fit only the published network."""
+    """List the layers of ``model`` for the C templates, which fit only the published network.
+
+    All have a norm: 1 and 0 where the network has none.
+    """
     result = layers(model)
     shapes = {layer.name: (*layer.weight.shape[:3], layer.pool) for layer in result[:-1]}
     for name in shapes | C_LAYERS:
         if shapes.get(name) != C_LAYERS.get(name):
             raise UserError(f"C needs the published network; model.py has another {name}: name other formats")
+    for layer in result:
+        layer.norm = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
     return result
 
 
-def render(template: str, model: Net, dataset: Dataset = MNIST, **fields: str) -> bytes:
-    """Replace each {{field}} in the file ``template`` of this folder, and encode it as UTF-8.
+def as_c_array(values: Tensor) -> str:
+    """Write ``values`` as a C initialiser: integers, or float32 to the last bit."""
+    suffix = "f" if values.is_floating_point() else ""
+    numbers = ", ".join(f"{value}{suffix}" for value in values.flatten().numpy())
+    return "{\n" + textwrap.fill(numbers, width=110, break_on_hyphens=False) + "}"
 
-    Besides ``fields``, all templates can have those below. {{names}} are lines of a C comment that number the
-    classes of ``dataset``, as Python's literals in ASCII.
+
+def render(template: str, model: Net, dataset: Dataset = MNIST, **values: Any) -> bytes:
+    """Fill the Jinja2 template of this name in this folder, and encode it as UTF-8.
+
+    Besides ``values``, it can have ``dataset``, the number of ``parameters`` of ``model``, the filter
+    ``array``, and ``names`` for a C comment: those of the classes, as Python's literals in ASCII.
     """
-    names = [ascii(name).replace("*/", r"*\/").replace("/*", r"/\*") for name in dataset.classes]
-    fields |= {
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "mean": str(dataset.mean),
-        "std": str(dataset.std),
-        "classes": str(len(names)),
-        "last": str(len(names) - 1),
-        "names": "".join(f"\n *     {label} {name}" for label, name in enumerate(names)),
-    }
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    environment.filters["array"] = as_c_array
+    values |= {"dataset": dataset, "parameters": f"{sum(p.numel() for p in model.parameters()):,}"}
+    values["names"] = [ascii(name).replace("*/", r"*\/").replace("/*", r"/\*") for name in dataset.classes]
     content = Path(__file__).with_name(template).read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: fields[match[1]], content).encode()
+    return environment.from_string(content).render(values).encode()

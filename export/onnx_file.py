@@ -58,11 +58,10 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", 28, 28])
     log_probs = helper.make_tensor_value_info("log_probs", TensorProto.FLOAT, ("N", len(dataset.classes)))
     graph = helper.make_graph(nodes, "net", [images], [log_probs], constants)
-    opset = helper.make_opsetid("", OPSET)
-    file = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION, producer_name="export")
+    opsets = [helper.make_opsetid("", OPSET)]
+    file = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="export")
     onnx.checker.check_model(file, full_check=True)
-    content: bytes = file.SerializeToString()
-    return content
+    return bytes(file.SerializeToString())
 
 
 def load(content: bytes) -> Predictor:

@@ -2,31 +2,24 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, get_type_hints
 
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
 from checkpoint import EpochMetrics, Trained, load_trained
-from config import value_type
 from datasets import MNIST, load_test
 from report import scores
 from runtime.errors import UserError
 from runtime.files import read_table, replace_file, warn
 
-if TYPE_CHECKING:
-    from report.figures import Plot  # needs matplotlib
-
-TEMPLATE = Path(__file__).with_name("page.html")
 MAX_MISTAKES = 150  # images in their figure; the included weights make 47 mistakes, bad ones thousands
 
 
 def read_metrics(path: Path) -> list[EpochMetrics]:
     """Read the epochs of a run from its metrics.csv; none if there is no file."""
-    types = {entry.name: value_type(EpochMetrics, entry.name) for entry in fields(EpochMetrics)}
+    types = get_type_hints(EpochMetrics)
     rows = read_table(path, list(types))
     try:
         return [EpochMetrics(**{name: types[name](cell) for name, cell in row.items()}) for row in rows]
@@ -34,39 +27,26 @@ def read_metrics(path: Path) -> list[EpochMetrics]:
         raise UserError(f"{path} is damaged, or not the metrics.csv of a run: {error}") from None
 
 
-def fill_page(
-    trained: Trained,
-    *,
-    metrics: list[EpochMetrics],
-    counts: Tensor,
-    calibration: scores.Calibration,
-    plots: Mapping[str, "Plot"],
-) -> str:
-    """Return the page in HTML, with the ``plots`` in it.
+def fill_page(trained: Trained, counts: Tensor, **values: Any) -> str:
+    """Fill page.html with the numbers of ``trained`` and ``counts``, and with ``values``.
 
-    ``metrics`` are all epochs of the run. ``counts`` is the confusion matrix of the test set, int64 (N, N).
+    ``counts`` is the confusion matrix of the test set, int64 (N, N). ``values`` are the ``metrics`` of all
+    epochs, the ``calibration``, and the ``plots`` by name.
     """
     correct, total = counts.diagonal(), counts.sum(dim=1)
-    low, high = (float(end) for end in scores.wilson(correct.sum(), total.sum()))
-    template = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        name=trained.path.parent.resolve().name,
+    page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.from_string(page).render(
+        trained=trained,
         dataset="MNIST" if trained.dataset == MNIST else trained.dataset.name,
         parameters=sum(p.numel() for p in trained.model.parameters()),
-        metrics=metrics,
-        best=trained.metrics,
         correct=int(correct.sum()),
         total=int(total.sum()),
-        low=low,
-        high=high,
+        interval=scores.wilson(correct.sum(), total.sum()),
         by_class=list(zip(trained.dataset.classes, total.tolist(), correct.tolist(), strict=True)),
-        calibration=calibration,
         max_mistakes=MAX_MISTAKES,
-        plots=plots,
         settings=vars(trained.config),
-        versions=trained.versions,
+        **values,
     )
 
 
@@ -92,6 +72,7 @@ def write_report(trained: Trained, data_path: str) -> str:
     counts = scores.confusion_matrix(labels, predictions, len(classes))
     calibration = scores.calibration(confidence, predictions == labels)
     wrong = scores.mistakes(labels, predictions, confidence)[:MAX_MISTAKES]
+    shown = images[wrong], labels[wrong], predictions[wrong], confidence[wrong]
     with warnings.catch_warnings(record=True) as missing_glyphs:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", "Glyph")
@@ -100,14 +81,12 @@ def write_report(trained: Trained, data_path: str) -> str:
             "confusion": figures.confusion_matrix(counts, classes),
             "accuracy_by_class": figures.accuracy_by_class(counts, classes),
             "calibration": figures.calibration(calibration),
-            "mistakes": figures.mistakes(
-                images[wrong], labels[wrong], predictions[wrong], confidence[wrong], classes
-            ),
+            "mistakes": figures.mistakes(*shown, classes),
             "filters": figures.filters(trained.model.conv1.weight.detach()),
         }
     if missing_glyphs:
         warn("no font that matplotlib finds has all characters of the class names: the figures show boxes")
-    page = fill_page(trained, metrics=metrics, counts=counts, calibration=calibration, plots=plots)
+    page = fill_page(trained, counts, metrics=metrics, calibration=calibration, plots=plots)
     for name, plot in plots.items():
         replace_file(folder / f"{name}.png", plot.png)
     # A file name that isn't UTF-8 has characters that can't be encoded.

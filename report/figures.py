@@ -5,45 +5,26 @@ import io
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import font_manager, style
+from matplotlib import style
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from torch import Tensor
 
 from checkpoint import EpochMetrics
 from report import scores
+from runtime.errors import printable
 
 # The colours of Okabe and Ito (2008): colour-blind readers can tell them apart.
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
 WIDTH, DPI = 5.2, 200  # in inches; on a phone, a point of text is then about one CSS pixel
 MAX_NAME = 12  # characters of a class name in a figure
-# Fonts for scripts that DejaVu Sans lacks, of Linux, Windows and macOS.
-MORE_FONTS = ("Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS")
-STYLE = {
-    "font.family": ["DejaVu Sans", *sorted({*MORE_FONTS} & {*font_manager.get_font_names()})],
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "legend.frameon": False,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4,
-    "text.parse_math": False,  # a class name may have dollar signs
-}
-styled = style.context(["default", STYLE])  # a decorator; ignores the user's own matplotlibrc
+# A decorator. "default" undoes the user's own matplotlibrc.
+styled = style.context(["default", Path(__file__).with_suffix(".mplstyle")])
 
 
 @dataclass(frozen=True)
@@ -66,13 +47,8 @@ class Plot:
 
 def shorten(classes: Sequence[str]) -> list[str]:
     """Make names short enough for a figure, and escape control characters."""
-    names = ["".join(char if char.isprintable() else ascii(char)[1:-1] for char in name) for name in classes]
+    names = map(printable, classes)
     return [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in names]
-
-
-def new_figure(height: float) -> Figure:
-    """Make an empty figure; ``height`` is in inches."""
-    return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.07, w_pad=0.05))
 
 
 def to_png(figure: Figure) -> bytes:
@@ -85,7 +61,7 @@ def to_png(figure: Figure) -> bytes:
 @styled
 def curves(metrics: list[EpochMetrics], best: EpochMetrics) -> Plot:
     """Draw loss, accuracy and learning rate by epoch, and mark the ``best`` epoch."""
-    figure, split = new_figure(6.2), best.split_name
+    figure, split = Figure(figsize=(WIDTH, 6.2)), best.split_name
     epochs = [row.epoch for row in metrics]
     loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1.4])
     for name, label, color, marker in [("train", "training set", BLUE, "s"), ("eval", split, RED, "o")]:
@@ -95,17 +71,16 @@ def curves(metrics: list[EpochMetrics], best: EpochMetrics) -> Plot:
         errors = [max(100 - getattr(row, f"{name}_accuracy"), 0.01) for row in metrics]
         for axes, values in [(loss, losses), (accuracy, errors)]:
             axes.plot(epochs, values, color=color, marker=marker, label=label)
-    for axes in (loss, accuracy):
-        axes.set(yscale="log")
+    for axes, label in [(loss, "loss"), (accuracy, "accuracy, %")]:
+        axes.set(yscale="log", ylabel=label)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
+        axes.minorticks_off()
         axes.axvline(best.epoch, color=GREY, linestyle=":", zorder=1, label=f"best epoch, {best.epoch}")
-    loss.set_ylabel("loss")
-    loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    loss.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     loss.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=3)
     bottom, top = accuracy.get_ylim()
-    accuracy.set(ylabel="accuracy, %", ylim=(top, min(bottom, 0.45)))
-    accuracy.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 - value:g}"))
+    accuracy.set(ylim=(top, min(bottom, 0.45)))
+    accuracy.yaxis.set_major_formatter(lambda value, _: f"{100 - value:g}")
     rate.step(epochs, [row.lr for row in metrics], where="mid", color=INK, marker=".")
     rate.set(ylabel="learning rate", xlabel="epoch", ylim=(0, None))
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -123,14 +98,14 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     table, diagonal = counts.numpy(), np.eye(size, dtype=bool)
     wrong = np.where(diagonal, 0, table)
     most = max(int(wrong.max()), 1)
-    figure, font = new_figure(5.0), min(9, 120 / size)
+    figure, font = Figure(figsize=(WIDTH, 5.0)), min(9, 120 / size)
     axes = figure.add_subplot()
     # The diagonal has a flat colour of its own: next to 1,000 on one scale, a count of 5 is invisible.
     axes.imshow(np.where(wrong > 0, wrong, np.nan), cmap="Oranges", vmin=-most / 4, vmax=1.2 * most)
     axes.imshow(np.where(diagonal, 1.0, np.nan), cmap=ListedColormap(["#dfe7ee"]))
     for label, prediction in np.argwhere(table):
         color = "white" if wrong[label, prediction] > 0.6 * most else INK
-        count = f"{table[label, prediction]}"
+        count = table[label, prediction]
         axes.text(prediction, label, count, ha="center", va="center", color=color, fontsize=font)
     axes.set(xlabel="prediction", ylabel="label")
     axes.set_xticks(range(size), names, fontsize=font, rotation=90 if max(map(len, names)) > 2 else 0)
@@ -138,7 +113,7 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     axes.set_xticks(np.arange(-0.5, size), minor=True)
     axes.set_yticks(np.arange(-0.5, size), minor=True)
     axes.grid(False)
-    axes.grid(which="minor", color="#e4e4e4", linewidth=0.6)
+    axes.grid(which="minor", linewidth=0.6)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     label, prediction = divmod(int(wrong.argmax()), size)
@@ -153,7 +128,7 @@ def accuracy_by_class(counts: Tensor, classes: Sequence[str]) -> Plot:
     correct, total = counts.diagonal(), counts.sum(dim=1)
     accuracy = 100 * (correct / total).numpy()
     overall = 100 * float(correct.sum() / total.sum())
-    figure = new_figure(3.8 * max(len(classes), 4) / 10)
+    figure = Figure(figsize=(WIDTH, 3.8 * max(len(classes), 4) / 10))
     axes = figure.add_subplot()
     rows = range(len(classes))
     low, high = (100 * end.numpy() for end in scores.wilson(correct, total))
@@ -179,7 +154,7 @@ def calibration(bins: scores.Calibration) -> Plot:
     count = len(bins.total)
     accuracy, interval = bins.correct / bins.total, scores.wilson(bins.correct, bins.total)
     x, y, low, high = 100 * torch.stack([bins.confidence, accuracy, *interval]).numpy()
-    figure = new_figure(5.0)
+    figure = Figure(figsize=(WIDTH, 5.0))
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 100], [0, 100], color=GREY, linestyle=":", label="perfect calibration")
     upper.vlines(x, low, high, color=BLUE, alpha=0.35, linewidth=5)
@@ -190,7 +165,7 @@ def calibration(bins: scores.Calibration) -> Plot:
     lower.bar(edges, bins.total.numpy(), 100 / count, align="edge", color=BLUE, edgecolor="white")
     lower.set(yscale="log", ylabel="images", xlabel="confidence, %", ylim=(0.7, None))
     lower.yaxis.set_major_locator(FixedLocator([1, 10, 100, 1000, 10_000]))
-    lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    lower.yaxis.set_major_formatter("{x:,.0f}")
     alt = f"Reliability diagram: expected calibration error {bins.error:.2%}; {int(bins.total[-1]):,} of "
     alt += f"{int(bins.total.sum()):,} predictions are in the bin of the highest confidence."
     return Plot(to_png(figure), alt)
@@ -210,7 +185,7 @@ def mistakes(
     columns, pitch_x, pitch_y, font = (5, 32, 37, 8.5) if max(map(len, names)) <= 2 else (3, 53, 37, 7.0)
     rows = max(-(-len(pairs) // columns), 1)
     sheet = np.zeros((rows * pitch_y, columns * pitch_x), dtype=np.uint8)
-    figure = new_figure(WIDTH * rows * pitch_y / (columns * pitch_x))
+    figure = Figure(figsize=(WIDTH, WIDTH * rows * pitch_y / (columns * pitch_x)))
     axes = figure.add_subplot()
     for i, (label, prediction) in enumerate(pairs):
         top, left = i // columns * pitch_y, i % columns * pitch_x + (pitch_x - 28) // 2
@@ -229,7 +204,7 @@ def mistakes(
 def filters(weights: Tensor) -> Plot:
     """Draw the filters of the first layer, ``weights``, float32 (10, 1, 3, 3), on one scale."""
     most = float(weights.abs().max()) or 1.0
-    figure = new_figure(3.3)
+    figure = Figure(figsize=(WIDTH, 3.3))
     grid = figure.subplots(2, 5)
     for number, (axes, weight) in enumerate(zip(grid.flat, weights[:, 0].numpy(), strict=True), 1):
         image = axes.imshow(weight, cmap="RdBu_r", vmin=-most, vmax=most)

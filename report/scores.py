@@ -18,8 +18,7 @@ class Calibration:
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int = 10) -> Tensor:
     """Count images by label (row) and prediction (column), both int64 (N,), as int64 (classes, classes)."""
-    counts = torch.bincount(classes * labels + predictions, minlength=classes**2)
-    return counts.view(classes, classes)
+    return torch.bincount(classes * labels + predictions, minlength=classes**2).view(classes, classes)
 
 
 def mistakes(labels: Tensor, predictions: Tensor, confidence: Tensor) -> Tensor:

@@ -149,10 +149,10 @@ def test_each_setting_changes_the_weights_and_nothing_else_does(
     base = weights("base")
     assert same(base, weights("again"))
     flags = """--seed=2 --rotation=0 --interpolation=nearest --translation=1 --scale=0.1 --shear=0.1
-        --dropout=0 --label-smoothing=0.1 --model-ema-decay=0 --schedule-interval=epoch --weight-decay=0.01
-        --momentum=0 --base-momentum=0.5 --max-momentum=0.9 --pct-start=1 --final-div-factor=10 --lr=0.02
-        --max-lr=0.2 --batch-size=16 --epochs=3 --holdout=200 --limit-train-batches=3
-        --recipe=fast --recipe=best --opt=muon"""
+        --train-crop-size=20 --dropout=0 --label-smoothing=0.1 --model-ema-decay=0
+        --schedule-interval=epoch --weight-decay=0.01 --momentum=0 --base-momentum=0.5
+        --max-momentum=0.9 --pct-start=1 --final-div-factor=10 --lr=0.02 --max-lr=0.2 --batch-size=16
+        --epochs=3 --holdout=200 --limit-train-batches=3 --recipe=fast --recipe=best --opt=muon"""
     for number, flag in enumerate(flags.split()):
         assert not same(base, weights(str(number), flag)), flag
 
