@@ -6,7 +6,7 @@ from runtime.errors import DivergedError, UsageError, run_command
 if __name__ == "__main__":
     # run_command parses the arguments before the slow imports below. Then it imports this file as a module,
     # calls main(), and exits.
-    run_command("main.py", parse_args, "main")
+    run_command("main.py", parse_args, module="main")
 
 import contextlib
 import copy
@@ -38,15 +38,15 @@ def print_summary(model: Net) -> None:
         summary(copy.deepcopy(model), (1, 28, 28), device="cpu")
 
 
-def make_state(config: Config, device: torch.device, batches: int, num_classes: int) -> TrainingState:
-    """Make the network, its optimizer and its schedule, for epochs of ``batches`` steps. Print a summary."""
+def make_state(config: Config, device: torch.device, *, steps_per_epoch: int, classes: int) -> TrainingState:
+    """Make the network, print its summary, and make its optimizer and its schedule."""
     torch.manual_seed(stream_seed(config.seed, "weights"))
-    model = Net(config.dropout, num_classes)
+    model = Net(config.dropout, classes)
     print_summary(model)
     model.to(device)
     if device.type == "cpu":
         speed_up(model)
-    optimizer, scheduler = make_optimizer(model, config, config.epochs * batches)
+    optimizer, scheduler = make_optimizer(model, config, config.epochs * steps_per_epoch)
     ema = copy.deepcopy(model) if config.model_ema_decay > 0 else None
     return TrainingState(model, optimizer, scheduler, ema)
 
@@ -73,7 +73,7 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     loss, accuracy = test(state.eval_model, device, eval_loader, name=name)
     if not math.isfinite(loss):
         raise DivergedError(f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr")
-    if config.schedule_interval == "epoch":  # the schedule counts steps, so move it by those of an epoch
+    if config.schedule_interval == "epoch":  # the schedule counts batches: move it by a whole epoch of them
         advance(state.scheduler, len(train_loader))
     seconds = round(time.perf_counter() - start, 2)
     return EpochMetrics(epoch, lr, train_loss, train_accuracy, split, loss, accuracy, seconds)
@@ -81,14 +81,14 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
 
 def train_run(run: Run, tensorboard: bool) -> None:
     """Train, evaluate and save each epoch. A resumed run begins with the epoch after the last saved one."""
-    progress, (train_loader, _) = run.progress, run.loaders
-    config = progress.config
+    progress, (train_loader, _) = run.progress, run.loaders  # progress is saved after each epoch, with state
+    config, device = progress.config, torch.device(progress.device)
     if config.use_deterministic_algorithms:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
         torch.use_deterministic_algorithms(True)
-    print(f"Device: {progress.device}")
-    device, classes = train_loader.images.device, len(progress.dataset.classes)
-    state = make_state(config, device, len(train_loader), classes)
+    print(f"Device: {device}")
+    classes = len(progress.dataset.classes)
+    state = make_state(config, device, steps_per_epoch=len(train_loader), classes=classes)
     if progress.epoch > 0:
         restore(run, state)
         print(f"\nContinuing after epoch {progress.epoch}; best accuracy: {progress.best_accuracy:.2f}%")
@@ -112,10 +112,10 @@ def train_run(run: Run, tensorboard: bool) -> None:
             if reached:
                 print(f"Target accuracy of {config.target_accuracy:g}% reached at epoch {epoch}!")
                 break
-    if config.early_stopping and not reached:
-        print(f"Target accuracy of {config.target_accuracy:g}% not reached by epoch {config.epochs}.")
-    elif not reached:
+    if not config.early_stopping:
         print(f"Accuracy at the end of the schedule: {progress.metrics[-1].eval_accuracy:.2f}%")
+    elif not reached:
+        print(f"Target accuracy of {config.target_accuracy:g}% not reached by epoch {config.epochs}.")
     print(f"\nFinal best accuracy: {progress.best_accuracy:.2f}%")
     print(f"Total parameters: {sum(p.numel() for p in state.model.parameters()):,}", flush=True)
 
@@ -124,6 +124,7 @@ def evaluate(config: Config, options: Options) -> None:
     """Evaluate trained weights on the test set of their data set."""
     trained, device = load_trained(options.weights), select_device(options.device)
     print(f"Weights: {trained}")
+    # given has the flags that the user wrote.
     if "dataset" in options.given and config.dataset != trained.dataset.name:
         raise UsageError(f"argument --dataset: the weights were trained on {trained.dataset.name}")
     data_path = choose_data_path(options, trained.dataset.name, trained.data_path)
@@ -143,5 +144,5 @@ def main(config: Config, options: Options) -> None:
         except KeyboardInterrupt as stop:
             saved = f"saved up to epoch {run.saved_epoch}" if run.saved_epoch else "no epoch was complete"
             command = f"python main.py --resume {shlex.quote(str(run.folder))}"
-            # Keep the class: SIGTERM raises a subclass of KeyboardInterrupt.
+            # Keep the class: run_command turns SIGTERM into a subclass of KeyboardInterrupt.
             raise type(stop)(f"{saved}; to continue: {command}") from None

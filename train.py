@@ -22,7 +22,7 @@ BAR_INTERVAL = 25  # batches between updates of the progress bar's text; each up
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The objects that training changes."""
+    """The objects that training updates in place."""
 
     model: Net
     optimizer: Optimizer
@@ -38,8 +38,8 @@ class TrainingState:
 def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[Optimizer, OneCycleLR]:
     """Make the optimizer and its schedule over ``total_steps`` steps.
 
-    The first step has the learning rate ``config.lr``. Muon's learning rate follows the same curve, with the
-    peak ``config.muon_lr``. Muon's momentum is constant.
+    The first step has the learning rate ``config.lr``. With Muon, the weights of convolutions have a learning
+    rate of the same shape, with the peak ``config.muon_lr``.
     """
     # If config.momentum is None, the schedule cycles the momentum, and starts at its maximum.
     momentum = config.max_momentum if config.momentum is None else config.momentum
@@ -51,17 +51,19 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         weight_decay=config.weight_decay,
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
-    num_groups = len(optimizer.param_groups)  # Muon has two: the second holds the matrices
+    num_groups = len(optimizer.param_groups)  # SGD has one; Muon has another for the weights of convolutions
     steps = max(total_steps, 2)
     scheduler = OneCycleLR(
         optimizer,
         max_lr=[config.max_lr, config.muon_lr][:num_groups],
         total_steps=steps,
-        # With a shorter warm-up, OneCycleLR would skip the peak, start after it, or divide by zero.
+        # With a warm-up of fewer than two steps, OneCycleLR would skip the peak, start after it, or divide
+        # by zero.
         pct_start=max(float(config.pct_start), 2 / steps),
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,
+        # 0: for that group, Muon has a momentum of its own, which isn't in the schedule.
         base_momentum=[config.base_momentum, 0.0][:num_groups],
         max_momentum=[config.max_momentum, 0.0][:num_groups],
     )
@@ -69,7 +71,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
 
 
 def advance(scheduler: LRScheduler, steps: int = 1) -> None:
-    """Move the schedule by ``steps``, but not past its last step, which the run's last batch uses."""
+    """Move the schedule by ``steps``, but not past its end: after a run's last batch, it stays there."""
     last_step = getattr(scheduler, "total_steps", math.inf) - 1  # counted from 0, like last_epoch
     for _ in range(steps):
         if scheduler.last_epoch < last_step:
@@ -90,7 +92,7 @@ def train(
 ) -> tuple[float, float]:
     """Train ``model`` for one epoch, with a progress bar on stderr.
 
-    - ``train_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,).
+    - ``train_loader`` yields images, float32 (N, 1, H, W), and targets, int64 (N,).
     - The model maps images to log-probabilities, or to logits, (N, classes).
     - ``scheduler`` moves after each batch.
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
@@ -106,7 +108,7 @@ def train(
     loss_sum, correct = torch.zeros(2, device=device)
     if ema is not None:  # state_dict() returns references, so in-place operations update the network
         states = ema.state_dict().values(), model.state_dict().values()
-        averages, values = ([value for value in state if value.is_floating_point()] for state in states)
+        averages, weights = ([tensor for tensor in state if tensor.is_floating_point()] for state in states)
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in enumerate(train_loader):
@@ -124,7 +126,7 @@ def train(
                 step = (epoch - 1) * steps + batch_id
                 # A smaller decay at the start: the formula of TensorFlow's ExponentialMovingAverage.
                 decay = min(ema_decay, (1 + step) / (10 + step))
-                torch._foreach_lerp_(averages, values, 1 - decay)
+                torch._foreach_lerp_(averages, weights, 1 - decay)
             loss_sum += F.cross_entropy(output.detach(), target, reduction="sum")
             correct += (output.argmax(dim=1) == target).sum()
             processed += len(target)

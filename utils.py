@@ -53,10 +53,11 @@ def affine(
     radians = torch.deg2rad(degrees)
     cos, sin = radians.cos(), radians.sin()
     ones = torch.ones(len(images), 2, device=images.device)
-    (dx, dy), (width, height) = (ones * shift * (2 / images.shape[-1])).T, (ones * scale).T
+    (dx, dy), (scale_x, scale_y) = (ones * shift * (2 / images.shape[-1])).T, (ones * scale).T
     # The inverse map, from a pixel of the result to its source: each step undone, in reverse order.
     # Coordinates are relative to the centre; the edges of the image are at -1 and 1.
-    xx, xy, yx, yy = (cos - shear * sin) / width, (-sin - shear * cos) / width, sin / height, cos / height
+    xx, xy = (cos - shear * sin) / scale_x, (-sin - shear * cos) / scale_x
+    yx, yy = sin / scale_y, cos / scale_y
     matrix = torch.stack([xx, xy, -xx * dx - xy * dy, yx, yy, -yx * dx - yy * dy], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     result = F.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
@@ -79,9 +80,10 @@ class DeviceLoader:
     - ``images`` is uint8 (N, 28, 28), ``labels`` is int64 (N,).
     - It yields normalised images, float32 (B, 1, 28, 28), and targets, int64 (B,). The last batch may be
       smaller. Nothing is copied to the host.
-    - With a ``config``, each pass has its own order, and distorts each image by uniform random amounts up to
-      the config's limits. Seed and ``epoch`` determine both. All epochs but the last train on the images'
-      centres, of ``config.train_crop_size`` pixels on each side.
+    - A loader for training has a ``config``. Then each pass has its own order, and distorts each image by
+      uniform random amounts up to the config's limits. Seed and ``epoch`` determine both.
+    - In training, all epochs but the last may have only the centres of the images, of
+      ``config.train_crop_size`` pixels on each side, which is faster.
     """
 
     images: Tensor

@@ -52,7 +52,7 @@ NUMBERS = ["seconds", "accuracy_by_epoch"]  # columns with a value for each epoc
 def make_recipe(config: Config, device: torch.device) -> RunEpoch:
     """Make one of this project's recipes, as ``main.py`` does."""
     loaders = get_loaders(config, device)
-    state = experiment.make_state(config, device, len(loaders[0]), 10)
+    state = experiment.make_state(config, device, steps_per_epoch=len(loaders[0]), classes=10)
     return lambda epoch: experiment.run_epoch(config, loaders, state, epoch).eval_accuracy
 
 

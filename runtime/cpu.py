@@ -50,7 +50,11 @@ def is_fast_case(module: nn.Module, x: Tensor) -> bool:
 
 
 def as_class(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """Return a shallow copy of ``module`` with the class ``kind``, for ``torch.jit.script`` to compile."""
+    """Return a shallow copy of ``module`` with the class ``kind``.
+
+    ``torch.jit.script`` can't compile the classes of this file. It calls ``__prepare_scriptable__``, which
+    returns such a copy with the class of PyTorch.
+    """
     result = copy.copy(module)
     result.__class__ = kind
     return result
@@ -67,7 +71,8 @@ class Dropout(nn.Dropout):
         if is_fast_case(self, input) and 0 < self.p < 1:
             mask = torch.full_like(input, 1 / (1 - self.p))
             dropped = draw_positions(input.numel(), self.p)
-            mask.as_strided((input.numel(),), (1,)).index_fill_(0, dropped, 0)
+            flat = mask.as_strided((input.numel(),), (1,))  # view(-1) fails with channels last
+            flat.index_fill_(0, dropped, 0)
             return input * mask
         return super().forward(input)
 
@@ -81,7 +86,7 @@ def draw_positions(count: int, p: float) -> Tensor:
     Returns their indices, int64, in ascending order.
     """
     expected, deviation = count * p, math.sqrt(count * p * (1 - p))
-    # This length covers all elements in all but one of 10^11 calls. (In that one, the last ones are kept.)
+    # Enough gaps to reach the last element, except in one of 10^11 calls. In that one, the last are kept.
     gaps = torch.empty(int(expected + 7 * deviation) + 8)
     # Inverse transform sampling: log(1 - u) / log(1 - p), rounded down, is geometric for a uniform u.
     gaps.uniform_().neg_().log1p_().mul_(1 / math.log1p(-p)).clamp_(max=count)
@@ -134,6 +139,7 @@ class NormalizeChannels(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalised ``x``, (N, C, H, W), with the batch's means and variances, (C,)."""
         rows, width = as_rows(x), x.shape[3]
+        # Means and biased variances of the columns, without running statistics.
         means, variances = torch.batch_norm_update_stats(rows, None, None, 0.0)
         # Law of total variance, for columns of equal length: variance of the column means plus mean of the
         # column variances.
@@ -156,7 +162,8 @@ class NormalizeChannels(torch.autograd.Function):
         grad = as_rows(grad_outputs[0].contiguous(memory_format=torch.channels_last))
         rows, width, count = as_rows(x), x.shape[3], x.numel() // x.shape[1]
         statistics = mean.repeat(width), inverse_std.repeat(width)
-        # For each column, the sums of grad · x̂ and of grad, with x̂ = (x - mean) · inverse_std.
+        # For each column, the sums of grad · x̂ and of grad, with x̂ = (x - mean) · inverse_std. They don't
+        # depend on the layer's weight and running statistics, so these are None.
         _, grad_xhat_sums, grad_sums = torch.ops.aten.native_batch_norm_backward(
             grad, rows, None, None, None, *statistics, True, 0.0, [False, True, True]
         )
