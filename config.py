@@ -67,7 +67,7 @@ class Config:
     scale: float = setting(0.0, "largest relative change of its width, and of its height", 0, 0.9)
     shear: float = setting(0.0, "largest shear of an image to either side, relative to its height", 0, 2)
     train_crop_size: int = setting(
-        28, "side in pixels of the images' centres, on which all epochs but the last are trained", 8, 28
+        28, "side in pixels of the images' centres, on which the first half of the epochs is trained", 8, 28
     )
     dropout: float = setting(0.05, "probability that an activation is dropped", 0, 0.99)
     label_smoothing: float = setting(0.0, "share of each target that is distributed over all classes", 0, 1)
@@ -164,10 +164,10 @@ FAST = replace(
     DEFAULT,
     recipe="fast",
     epochs=4,
-    batch_size=64,
     opt="muon",
-    lr=0.01,
-    max_lr=0.1,
+    lr=0.02,
+    max_lr=0.2,
+    muon_lr=0.14,
     rotation=10.0,
     train_crop_size=20,
     dropout=0.0,

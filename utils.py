@@ -82,8 +82,8 @@ class DeviceLoader:
       smaller. Nothing is copied to the host.
     - A loader for training has a ``config``. Then each pass has its own order, and distorts each image by
       uniform random amounts up to the config's limits. Seed and ``epoch`` determine both.
-    - In training, all epochs but the last may have only the centres of the images, of
-      ``config.train_crop_size`` pixels on each side, which is faster.
+    - In the first half of the training's epochs, it yields the centres of the images, which have
+      ``config.train_crop_size`` pixels on each side. Fewer pixels are faster.
     """
 
     images: Tensor
@@ -107,7 +107,7 @@ class DeviceLoader:
             return
         device = self.images.device
         generator = torch.Generator(device).manual_seed(stream_seed(config.seed, "loader", self.epoch))
-        side = config.train_crop_size if self.epoch < config.epochs else SIDE
+        side = config.train_crop_size if self.epoch <= config.epochs // 2 else SIDE
         crop = slice((SIDE - side) // 2, (SIDE + side) // 2)
         self.epoch += 1
         order = torch.randperm(len(self.labels), generator=generator, device=device)

@@ -119,17 +119,17 @@ def test_an_epoch_of_training_data(train_set: Set) -> None:
 
 
 @pytest.mark.parametrize("size", [20, 23])
-def test_all_epochs_but_the_last_are_of_the_images_centres(train_set: Set, size: int) -> None:
+def test_the_first_half_of_the_epochs_has_the_images_centres(train_set: Set, size: int) -> None:
     def batches(crop_size: int) -> list[Tensor]:
-        config = replace(ORIGINAL, epochs=3, train_crop_size=crop_size)
+        config = replace(ORIGINAL, epochs=5, train_crop_size=crop_size)
         loader = DeviceLoader(train_set[0][:50], train_set[1][:50], 50, config=config)
-        return [data for _ in range(3) for data, _ in loader]
+        return [data for _ in range(5) for data, _ in loader]
 
-    *cropped, last = batches(size)
-    *whole, expected = batches(28)
-    assert torch.equal(last, expected)
-    for found, images in zip(cropped, whole, strict=True):
-        assert torch.equal(found, images[:, :, (28 - size) // 2 :, (28 - size) // 2 :][:, :, :size, :size])
+    found, expected = batches(size), batches(28)
+    for images, whole in zip(found[2:], expected[2:], strict=True):
+        assert torch.equal(images, whole)
+    for images, whole in zip(found[:2], expected[:2], strict=True):
+        assert torch.equal(images, whole[:, :, (28 - size) // 2 :, (28 - size) // 2 :][:, :, :size, :size])
 
 
 def test_each_epoch_is_another_draw_and_seed_and_epoch_determine_it(train_set: Set) -> None:
