@@ -67,7 +67,7 @@ class Config:
     scale: float = setting(0.0, "largest relative change of its width, and of its height", 0, 0.9)
     shear: float = setting(0.0, "largest shear of an image to either side, relative to its height", 0, 2)
     train_crop_size: int = setting(
-        28, "side in pixels of the images' centres, on which the first half of the epochs is trained", 8, 28
+        28, "side in pixels of the middle of an image; the first half of the epochs trains on it", 8, 28
     )
     dropout: float = setting(0.05, "probability that an activation is dropped", 0, 0.99)
     label_smoothing: float = setting(0.0, "share of each target that is distributed over all classes", 0, 1)

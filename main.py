@@ -103,7 +103,7 @@ def train_run(run: Run, tensorboard: bool) -> None:
             if metrics.eval_accuracy > progress.best_accuracy:
                 print(f"New best accuracy: {metrics.eval_accuracy:.2f}%")
                 progress.best_model = copy.deepcopy(state.eval_model.state_dict())
-            progress.metrics.append(metrics)  # best_accuracy is computed from this list
+            progress.metrics.append(metrics)  # progress.epoch and best_accuracy follow from this list
             reached = config.early_stopping and metrics.eval_accuracy >= config.target_accuracy
             progress.finished = reached or epoch == config.epochs
             save_run(run, state)

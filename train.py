@@ -38,8 +38,8 @@ class TrainingState:
 def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[Optimizer, OneCycleLR]:
     """Make the optimizer and its schedule over ``total_steps`` steps.
 
-    The first step has the learning rate ``config.lr``. With Muon, the weights of convolutions have a learning
-    rate of the same shape, with the peak ``config.muon_lr``.
+    The first step has the learning rate ``config.lr``. With Muon, the learning rate of the convolutions'
+    weights follows the same curve, scaled to the peak ``config.muon_lr``.
     """
     # If config.momentum is None, the schedule cycles the momentum, and starts at its maximum.
     momentum = config.max_momentum if config.momentum is None else config.momentum
@@ -63,7 +63,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,
-        # 0: for that group, Muon has a momentum of its own, which isn't in the schedule.
+        # Muon ignores the 0 of its second group, for which it has a constant momentum of its own.
         base_momentum=[config.base_momentum, 0.0][:num_groups],
         max_momentum=[config.max_momentum, 0.0][:num_groups],
     )

@@ -78,12 +78,12 @@ class DeviceLoader:
     """A loader that keeps the whole data set on the device. It replaces a ``DataLoader``.
 
     - ``images`` is uint8 (N, 28, 28), ``labels`` is int64 (N,).
-    - It yields normalised images, float32 (B, 1, 28, 28), and targets, int64 (B,). The last batch may be
-      smaller. Nothing is copied to the host.
+    - It yields normalised images, float32 (B, 1, 28, 28) unless they are cropped, and targets, int64 (B,).
+      The last batch may be smaller. Nothing is copied to the host.
     - A loader for training has a ``config``. Then each pass has its own order, and distorts each image by
       uniform random amounts up to the config's limits. Seed and ``epoch`` determine both.
-    - In the first half of the training's epochs, it yields the centres of the images, which have
-      ``config.train_crop_size`` pixels on each side. Fewer pixels are faster.
+    - In the first half of the training's epochs, it crops images to the square in their middle with a side of
+      ``config.train_crop_size`` pixels. Fewer pixels are faster.
     """
 
     images: Tensor
