@@ -2,22 +2,20 @@
 
 import os
 import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from datasets.images import SIDE, Images, split_holdout
-from datasets.pictures import PictureError, fit_to_28x28, read_picture
+from datasets.mnist import SIDE, Images, split_holdout
+from datasets.pictures import fit_to_28x28, read_picture
 from runtime.errors import UserError
 from runtime.files import warn
 
-# The usual names of a data set's parts, in lower case.
-TRAIN, TEST, VALIDATION = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
+# The usual names of a data set's parts, in lower case: training, test and validation set.
+PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
 # Hidden files, and what Windows, macOS and file servers add to a folder.
 IGNORED = re.compile(r"\.|(thumbs\.db|desktop\.ini|__macosx|@eadir)$", re.IGNORECASE)
-Samples = list[tuple[Path, int]]  # pictures and their labels
 
 
 def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
@@ -33,22 +31,27 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     parts = find_parts(root)
     folder = parts[0 if train else 1]
     class_folders = [path for path in list_visible(folder) if path.is_dir()]
-    samples = [(path, label) for label, path in enumerate(class_folders) for path in list_pictures(path)]
-    if len(class_folders) < 2:
+    pictures = [list_pictures(path) for path in class_folders]
+    if len(pictures) < 2:
         raise UserError(
-            f"--data-path {folder}: it needs 2 class folders or more, not {len(class_folders)}: CLASS/PICTURE"
+            f"--data-path {folder}: it needs 2 class folders or more, not {len(pictures)}: CLASS/PICTURE"
         )
     warn_unused({root, folder} if train else {folder} - {root}, {*parts, *class_folders})
+    paths = [path for of_class in pictures for path in of_class]
+    labels = torch.tensor([label for label, of_class in enumerate(pictures) for _ in of_class])
     if folder == root:
-        samples = take_fifth(samples, train)
-    images = np.empty((len(samples), SIDE, SIDE), dtype=np.uint8)
-    for i, (path, _) in enumerate(samples):
+        for path, *others in pictures:
+            if not others:
+                raise UserError(f"{path}: the only picture of its class; training and test need one each")
+        index = split_holdout(labels, -(-len(labels) // 5))[0 if train else 1]
+        paths, labels = [paths[i] for i in index.tolist()], labels[index]
+    images = np.empty((len(paths), SIDE, SIDE), dtype=np.uint8)
+    for i, path in enumerate(paths):
         try:
             with open(path, "rb") as file:
-                images[i] = read_picture(file, fit_to_28x28)
-        except PictureError as error:
+                images[i] = fit_to_28x28(read_picture(file, enough=8 * SIDE)[0])
+        except UserError as error:
             raise UserError(f"{path}: {error}; replace or remove it") from None
-    labels = torch.tensor([label for _, label in samples])
     classes = [os.fsencode(path.name).decode(errors="replace") for path in class_folders]  # valid Unicode
     return (torch.from_numpy(images), labels), tuple(classes)
 
@@ -65,9 +68,7 @@ def find_parts(root: Path) -> tuple[Path, Path]:
     A validation set is the test set if there is no other.
     """
     folders = [path for path in list_visible(root) if path.is_dir()]
-    train, test, validation = (
-        [path for path in folders if path.name.lower() in names] for names in (TRAIN, TEST, VALIDATION)
-    )
+    train, test, validation = ([path for path in folders if path.name.lower() in names] for names in PARTS)
     test = test or validation
     for part in train, test:
         if len(part) > 1:
@@ -96,14 +97,3 @@ def warn_unused(folders: set[Path], used: set[Path]) -> None:
     if unused:
         more = f" and {len(unused) - 5:,} more" if len(unused) > 5 else ""
         warn(f"these are not part of the training or test set: {', '.join(unused[:5])}{more}")
-
-
-def take_fifth(samples: Samples, train: bool) -> Samples:
-    """Return the fifth of ``samples`` that is the test set, or for ``train`` the others."""
-    counts = Counter(label for _, label in samples)
-    for path, label in samples:
-        if counts[label] == 1:
-            raise UserError(f"{path}: the only picture of its class; training and test need one each")
-    labels = torch.tensor([label for _, label in samples])
-    index = split_holdout(labels, -(-len(labels) // 5))[0 if train else 1]
-    return [samples[i] for i in index.tolist()]

@@ -4,59 +4,51 @@ import contextlib
 import importlib
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datasets.images import SIDE
+from datasets.mnist import SIDE
 from runtime.errors import UserError
 
 Floats = NDArray[np.float64]
-T = TypeVar("T")
 
 LONGEST_SIDE = 1000  # pixels of a picture; more only cost time, as few are left in the end
 with contextlib.suppress(ImportError):  # HEIC, the format of iPhones, where pillow-heif is installed
     importlib.import_module("pillow_heif").register_heif_opener()
 
+HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")  # bytes 4 to 11 of a file
 GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
 
 
-class PictureError(UserError):
-    """No image can be had from a picture; the message says why."""
+def read_picture(file: BinaryIO, enough: int = LONGEST_SIDE) -> tuple[Floats, float]:
+    """Read the picture in ``file``, or an animation's first frame: return its ``read_colors``, and a scale.
 
-
-def read_picture(file: BinaryIO, prepare: Callable[[Image.Image], T]) -> T:
-    """Return what ``prepare`` makes of the picture in ``file``; of an animation's first frame.
-
-    Raises ``PictureError`` where there is none, or a damaged or enormous one.
+    The file's picture has scale times as many pixels on each side. A large JPEG is decoded at a half, a
+    quarter or an eighth of its size, as long as both sides keep ``enough`` pixels.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata: if the pixels can be had, that is enough
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file) as picture:
-                return prepare(picture)
-        except PictureError:
-            raise
+                longer = max(picture.size)
+                picture.draft(None, (enough, enough))
+                rgb = read_colors(picture)
+                return rgb, longer / max(rgb.shape[:2])
         except UnidentifiedImageError:
-            raise PictureError(unidentified(file)) from None
+            problem = "it is not a picture that Pillow can read"
+            with contextlib.suppress(OSError):  # a pipe can't be read again
+                file.seek(0)
+                if file.read(12)[4:] in HEIC:
+                    problem = "it is a HEIC picture, which needs another package: pip install pillow-heif"
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise PictureError(f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+            problem = f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels"
         except Exception as error:  # Pillow's decoders have no common error: each has its own
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise PictureError(f"it is damaged: {reason}") from None
-
-
-def unidentified(file: BinaryIO) -> str:
-    """Return why Pillow can't read ``file``."""
-    with contextlib.suppress(OSError):  # a pipe can't be read again
-        file.seek(0)
-        if file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):
-            return "it is a HEIC picture, which needs another package: pip install pillow-heif"
-    return "it is not a picture that Pillow can read"
+            problem = "it is damaged: " + (str(error).partition("\n")[0] or type(error).__name__)
+    raise UserError(problem)
 
 
 def read_colors(picture: Image.Image) -> Floats:
@@ -64,7 +56,6 @@ def read_colors(picture: Image.Image) -> Floats:
 
     Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
     """
-    picture.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # a JPEG of many pixels need not be decoded in full
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         low, high, picture = 0.0, 65535.0, picture.convert("I")
@@ -92,15 +83,13 @@ def border(pixels: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
 
 
-def fit_to_28x28(picture: Image.Image) -> NDArray[np.uint8]:
-    """Scale the whole ``picture`` to a grey image, uint8 (28, 28), centred and with its aspect ratio kept.
+def fit_to_28x28(rgb: Floats) -> NDArray[np.uint8]:
+    """Scale a whole picture, ``rgb`` (H, W, 3), to a grey image, uint8 (28, 28), with its aspect ratio kept.
 
-    - Its longer side becomes 28 pixels, by Pillow's bicubic filter. The padding has the median of its border.
-    - A grey picture of 28×28 pixels stays as it is.
-    - It raises the exceptions of ``read_colors``.
+    Its longer side becomes 28 pixels, by Pillow's bicubic filter. It is centred, and the padding has the
+    median of its border. A grey picture of 28×28 pixels stays as it is.
     """
-    picture.draft(None, (8 * SIDE, 8 * SIDE))  # decode a large JPEG at a fraction of its size
-    values = np.floor(read_colors(picture) @ GREY * 255 + 0.5).astype(np.uint8)
+    values = np.floor(np.nan_to_num(rgb @ GREY) * 255 + 0.5).astype(np.uint8)
     grey, scale = Image.fromarray(values), SIDE / max(values.shape)
     width, height = (max(1, math.floor(side * scale + 0.5)) for side in grey.size)
     image = Image.new("L", (SIDE, SIDE), int(np.median(border(values))))

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from checkpoint import Trained, load_trained
 from datasets import MNIST, Dataset
-from datasets.pictures import Floats, border, fit_to_28x28, read_colors, read_picture
+from datasets.mnist import SIDE
+from datasets.pictures import LONGEST_SIDE, Floats, border, fit_to_28x28, read_picture
 from predict.preprocess import DigitImage, read_digits
 from predict.segment import Box
 from predict.sheet import draw_sheet
@@ -77,23 +78,17 @@ def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Di
     - The colours are RGB (H, W, 3) in [0, 1]. The file's picture has scale times as many pixels on each side.
     - If the data set is not like digits, the whole picture is the only "digit".
     """
-
-    def prepare(picture: Image.Image) -> tuple[Floats, float, list[list[DigitImage]]]:
-        longer = max(picture.size)
-        image = None if dataset.digit_like else fit_to_28x28(picture)
-        rgb = read_colors(picture)
-        height, width, _ = rgb.shape
-        if image is None:
-            lines = read_digits(rgb)
-        else:
-            invert = dataset.light_on_dark and np.median(border(image)) > 127
-            lines = [[DigitImage(Box(0, 0, width, height), 255 - image if invert else image)]]
-        return rgb, longer / max(height, width), lines
-
     if Path(name).is_dir():
         raise UserError("there is no picture in this folder")
     with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-        return read_picture(file, prepare)
+        rgb, scale = read_picture(file, LONGEST_SIDE if dataset.digit_like else 8 * SIDE)
+    if dataset.digit_like:
+        return rgb, scale, read_digits(rgb)
+    image = fit_to_28x28(rgb)
+    if dataset.light_on_dark and np.median(border(image)) > 127:
+        image = 255 - image
+    height, width, _ = rgb.shape
+    return rgb, scale, [[DigitImage(Box(0, 0, width, height), image)]]
 
 
 def predict(trained: Trained, lines: list[list[DigitImage]], scale: float = 1) -> tuple[Answer, list[Digit]]:

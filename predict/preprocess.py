@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
-from datasets.pictures import Floats, PictureError, border, read_colors
+from datasets.pictures import Floats, border, read_colors
 from predict.segment import STRONG, Box, find_digits
+from runtime.errors import UserError
 
 MIN_CONTRAST = 0.1  # of the way from black to white
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
@@ -49,7 +50,7 @@ def local_background(rgb: Floats) -> Floats:
 def find_ink(rgb: Floats) -> Floats:
     """Return the ink in ``rgb`` (H, W, 3) as (H, W) in [0, 1]: steps 4 to 6.
 
-    A picture smaller than MNIST's is enlarged: its ink is (4 H, 4 W). A blank one raises ``PictureError``.
+    A picture smaller than MNIST's is enlarged: its ink is (4 H, 4 W). A blank one raises ``UserError``.
     """
     cut = LOW + STRONG * (HIGH - LOW)
     ink = distance(rgb, np.median(border(rgb), axis=0))
@@ -59,7 +60,7 @@ def find_ink(rgb: Floats) -> Floats:
     if min(ink.shape) >= REDUCED and UNEVEN < share < FRAMED:
         ink = distance(rgb, local_background(rgb))
     if not ink.max() >= MIN_CONTRAST:
-        raise PictureError("it is blank: nothing in it stands out from the background")
+        raise UserError("it is blank: nothing in it stands out from the background")
     if max(ink.shape) < FRAME:
         enlarged = ImageOps.scale(Image.fromarray(ink.astype(np.float32)), ENLARGE, Image.Resampling.BICUBIC)
         ink = np.asarray(enlarged, dtype=np.float64)

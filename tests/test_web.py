@@ -17,10 +17,11 @@ from PIL import Image
 
 from checkpoint import load_trained
 from datasets import MEAN, STD, load_mnist
-from datasets.pictures import PictureError, read_colors
+from datasets.pictures import read_colors
 from export import web
 from predict import command
 from predict.preprocess import preprocess, read_digits
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "weights" / "best.pt"
@@ -150,7 +151,7 @@ def compare(page: Any, *pictures: np.ndarray[Any, Any]) -> None:
         shown = page.execute_script(script, picture.astype(int).ravel().tolist(), len(picture))
         try:
             lines = read_digits(read_colors(Image.fromarray(picture.astype(np.uint8))))
-        except PictureError:
+        except UserError:
             lines = []
         assert [len(line) for line in shown] == [len(line) for line in lines]
         images = [found.image.ravel().astype(int) for line in lines for found in line]
