@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
-from datasets.pictures import Floats, border, read_colors
+from datasets.pictures import Floats, border
 from predict.segment import STRONG, Box, find_digits
 from runtime.errors import UserError
 
@@ -35,9 +35,8 @@ def distance(rgb: Floats, background: Floats) -> Floats:
 
     The background is one colour (3,), or one for each pixel (H, W, 3).
     """
-    return reduce(
-        np.maximum, np.moveaxis(abs(rgb - background), 2, 0)
-    )  # .max(axis=2) is far slower
+    channels = np.moveaxis(abs(rgb - background), 2, 0)
+    return reduce(np.maximum, channels)  # several times as fast as .max(axis=2)
 
 
 def local_background(rgb: Floats) -> Floats:
@@ -121,8 +120,3 @@ def read_digits(rgb: Floats) -> list[list[DigitImage]]:
         return DigitImage(Box(*first, *beyond), image)
 
     return [[read(outer, part) for outer, part in line] for line in find_digits(ink)]
-
-
-def preprocess(picture: Image.Image) -> NDArray[np.uint8]:
-    """Return the first digit in ``picture`` as in MNIST, uint8 (28, 28), light on dark: steps 1 to 12."""
-    return read_digits(read_colors(picture))[0][0].image

@@ -94,7 +94,7 @@ def drop_scraps(ink: Floats) -> Floats:
     largest = areas[1:][~touching[1:]].max(initial=0)
     kept = ~touching | ((areas - inner < INSIDE * areas) & (areas >= LIGHT * largest))
     kept[0] = False  # the background
-    return isolate(ink, kept[labels]) if kept.any() else ink
+    return isolate(ink, kept[labels]) if 0 < kept.sum() < len(kept) - 1 else ink
 
 
 def overlap(a: Box, b: Box, axis: int) -> tuple[int, int]:

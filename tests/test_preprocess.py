@@ -19,9 +19,9 @@ from PIL import Image
 
 from checkpoint import load_trained
 from datasets import MEAN, STD, load_mnist
-from datasets.pictures import Floats, read_picture
+from datasets.pictures import Floats, read_colors, read_picture
 from model import Net
-from predict.preprocess import centre, crop, find_ink, preprocess, read_digits, resampling
+from predict.preprocess import centre, crop, find_ink, read_digits, resampling
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,10 @@ def predictions(net: Net, digits: list[Bytes]) -> list[int]:
     images = torch.from_numpy(np.stack(digits)).unsqueeze(1) / 255
     labels: list[int] = net((images - MEAN) / STD).argmax(dim=1).tolist()
     return labels
+
+
+def preprocess(picture: Image.Image) -> Bytes:
+    return read_digits(read_colors(picture))[0][0].image
 
 
 def prepare(file: BinaryIO) -> Bytes:

@@ -20,7 +20,7 @@ from datasets import MEAN, STD, load_mnist
 from datasets.pictures import read_colors
 from export import web
 from predict import command
-from predict.preprocess import preprocess, read_digits
+from predict.preprocess import read_digits
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +122,8 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
     drawing = np.array(page.execute_script("return Array.from(drawing())"), dtype=np.uint8).reshape(200, 200)
     seen = page.execute_script("return Array.from(seen.getImageData(0, 0, 28, 28).data)")
     seen = np.array(seen, dtype=np.uint8).reshape(28, 28, 4)
-    assert (seen[..., :3] == preprocess(Image.fromarray(drawing))[..., None]).all()
+    (((_, expected),),) = read_digits(read_colors(Image.fromarray(drawing)))
+    assert (seen[..., :3] == expected[..., None]).all()
     assert (seen[..., 3] == 255).all()
 
 
