@@ -64,9 +64,7 @@ def read_colors(picture: Image.Image) -> Floats:
     else:
         low, high = 0.0, 255.0
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    longer = max(picture.size)
-    if longer > LONGEST_SIDE:
-        picture = picture.reduce(math.ceil(longer / LONGEST_SIDE))
+    picture = picture.reduce(math.ceil(max(picture.size) / LONGEST_SIDE))
     values = (np.asarray(picture, dtype=np.float64) - low) / max(high - low, 1e-9)
     if values.ndim == 2:
         return np.repeat(values[:, :, None], 3, axis=2)

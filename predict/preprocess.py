@@ -102,9 +102,8 @@ def centre(ink: Floats) -> NDArray[np.uint8]:
     y, x = (np.arange(side) @ ink.sum(axis=1 - axis) / ink.sum() for axis, side in enumerate(ink.shape))
     top, left = (math.floor(FRAME / 2 - middle + TIE + 0.5) for middle in (y, x))
     top, left = min(max(top, 0), FRAME - height), min(max(left, 0), FRAME - width)
-    framed = np.zeros((FRAME, FRAME), dtype=np.uint8)
-    framed[top : top + height, left : left + width] = np.floor(255 * ink + 0.5)
-    return framed
+    padding = (top, FRAME - height - top), (left, FRAME - width - left)
+    return np.pad(np.floor(255 * ink + 0.5).astype(np.uint8), padding)
 
 
 def read_digits(rgb: Floats) -> list[list[DigitImage]]:
