@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from config import ORIGINAL
-from datasets.folder import load_folder
 from datasets.mnist import SIDE, Images, load_mnist, load_torchvision, split_holdout
-from datasets.pictures import border
+from datasets.pictures import border, load_folder
 from runtime.errors import UserError
 
 __all__ = ["MEAN", "MNIST", "SIDE", "STD", "Dataset"]
@@ -32,15 +31,14 @@ class Dataset:
 
     def __post_init__(self) -> None:
         types = (str, tuple, float, float, bool, bool, float | None)  # of the fields
-        valid = (
+        if not (
             all(map(isinstance, vars(self).values(), types))
             and all(isinstance(name, str) for name in self.classes)
             and len(self.classes) == len(set(self.classes)) >= 2
             and 0 <= self.mean <= 1
             and 0 < self.std <= 1
             and 0 <= (self.target_accuracy or 0) <= 100
-        )
-        if not valid:
+        ):
             raise UserError(f"impossible description of a data set: {self}")
 
 

@@ -1,17 +1,22 @@
-"""Read a picture of any format and size."""
+"""Read pictures of any format and size, and folders of them: one folder for each class."""
 
 import contextlib
 import importlib
 import math
+import os
+import re
 import warnings
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datasets.mnist import SIDE
+from datasets.mnist import SIDE, Images, split_holdout
 from runtime.errors import UserError
+from runtime.files import warn
 
 Floats = NDArray[np.float64]
 
@@ -21,6 +26,10 @@ with contextlib.suppress(ImportError):  # HEIC, the format of iPhones, where pil
 
 HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")  # bytes 4 to 11 of a file
 GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
+# The usual names of a data set's parts, in lower case: training, test and validation set.
+PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
+# Hidden files, and what Windows, macOS and file servers add to a folder.
+IGNORED = re.compile(r"\.|(thumbs\.db|desktop\.ini|__macosx|@eadir)$", re.IGNORECASE)
 
 
 def read_picture(file: BinaryIO, enough: int = LONGEST_SIDE) -> tuple[Floats, float]:
@@ -93,3 +102,84 @@ def fit_to_28x28(rgb: Floats) -> NDArray[np.uint8]:
     image = Image.new("L", (SIDE, SIDE), int(np.median(border(values))))
     image.paste(grey.resize((width, height)), ((SIDE - width) // 2, (SIDE - height) // 2))
     return np.array(image)
+
+
+def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
+    """Read the training or the test set from folders of pictures, which are named after their classes.
+
+    - Pictures are in train/CLASS and test/CLASS under ``data_path``, or only in CLASS. Then a fifth of them,
+      rounded up, is the test set. The same files always give the same one.
+    - It returns images as ``fit_to_28x28`` makes them, by class and file name, their labels, and the names of
+      the classes, in alphabetical order.
+    - Hidden files are ignored. A warning names anything else outside the class folders.
+    """
+    root = Path(data_path)
+    parts = find_parts(root)
+    folder = parts[0 if train else 1]
+    class_folders = [path for path in list_visible(folder) if path.is_dir()]
+    pictures = [list_pictures(path) for path in class_folders]
+    if len(pictures) < 2:
+        raise UserError(
+            f"--data-path {folder}: it needs 2 class folders or more, not {len(pictures)}: CLASS/PICTURE"
+        )
+    warn_unused({root, folder} if train else {folder} - {root}, {*parts, *class_folders})
+    paths = [path for of_class in pictures for path in of_class]
+    labels = torch.tensor([label for label, of_class in enumerate(pictures) for _ in of_class])
+    if folder == root:
+        for path, *others in pictures:
+            if not others:
+                raise UserError(f"{path}: the only picture of its class; training and test need one each")
+        index = split_holdout(labels, -(-len(labels) // 5))[0 if train else 1]
+        paths, labels = [paths[i] for i in index.tolist()], labels[index]
+    images = np.empty((len(paths), SIDE, SIDE), dtype=np.uint8)
+    for i, path in enumerate(paths):
+        try:
+            with open(path, "rb") as file:
+                images[i] = fit_to_28x28(read_picture(file, enough=8 * SIDE)[0])
+        except UserError as error:
+            raise UserError(f"{path}: {error}; replace or remove it") from None
+    classes = [os.fsencode(path.name).decode(errors="replace") for path in class_folders]  # valid Unicode
+    return (torch.from_numpy(images), labels), tuple(classes)
+
+
+def list_visible(folder: Path) -> list[Path]:
+    """List the files and folders in ``folder`` by name, without those to be ``IGNORED``."""
+    paths = [path for path in folder.iterdir() if not IGNORED.match(path.name)]
+    return sorted(paths, key=lambda path: path.name)  # paths themselves sort in another order on Windows
+
+
+def find_parts(root: Path) -> tuple[Path, Path]:
+    """Return the folders of the training and the test set in ``root``: both ``root`` if it holds the classes.
+
+    A validation set is the test set if there is no other.
+    """
+    folders = [path for path in list_visible(root) if path.is_dir()]
+    train, test, validation = ([path for path in folders if path.name.lower() in names] for names in PARTS)
+    test = test or validation
+    for part in train, test:
+        if len(part) > 1:
+            raise UserError(
+                f"{part[0]} and {part[1]}: only one of them can be used; move the other elsewhere"
+            )
+    return (train[0], test[0]) if train and test else (root, root)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """List the pictures of a class: all visible files in its ``folder``, which must have no subfolders."""
+    paths = list_visible(folder)
+    if any(path.is_dir() for path in paths):
+        raise UserError(
+            f"{folder} holds folders instead of pictures: --data-path needs CLASS/PICTURE, "
+            "or train/CLASS/PICTURE and test/CLASS/PICTURE"
+        )
+    if not paths:
+        raise UserError(f"{folder}: a class without pictures; add some, or remove the folder")
+    return paths
+
+
+def warn_unused(folders: set[Path], used: set[Path]) -> None:
+    """Name what is in ``folders`` but is not ``used``."""
+    unused = [str(path) for folder in sorted(folders) for path in list_visible(folder) if path not in used]
+    if unused:
+        more = f" and {len(unused) - 5:,} more" if len(unused) > 5 else ""
+        warn(f"these are not part of the training or test set: {', '.join(unused[:5])}{more}")

@@ -31,10 +31,7 @@ class DigitImage(NamedTuple):
 
 
 def distance(rgb: Floats, background: Floats) -> Floats:
-    """Return the largest difference over R, G, B, (H, W), of ``rgb`` (H, W, 3) to ``background``.
-
-    The background is one colour (3,), or one for each pixel (H, W, 3).
-    """
+    """Return the largest difference over R, G, B, (H, W), of ``rgb`` to ``background``, (3,) or (H, W, 3)."""
     channels = np.moveaxis(abs(rgb - background), 2, 0)
     return reduce(np.maximum, channels)  # several times as fast as .max(axis=2)
 
