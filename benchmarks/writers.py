@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor
 
 from checkpoint import load_trained
-from predict.preprocess import preprocess
+from datasets.pictures import read_colors
+from predict.preprocess import read_digits
 from runtime.errors import UserError
 
 TUNED_ON = 898  # pictures; the others are the hold-out set
@@ -44,7 +45,8 @@ def load_pictures() -> tuple[list[Image.Image], Tensor]:
 def main(files: list[str]) -> None:
     """Print how many digits each of the weights ``files`` reads correctly."""
     pictures, labels = load_pictures()
-    images = torch.stack([torch.from_numpy(preprocess(picture)) for picture in pictures])
+    prepared = [read_digits(read_colors(picture))[0][0].image for picture in pictures]
+    images = torch.from_numpy(np.stack(prepared))
     for trained in map(load_trained, files) if files else [load_trained(None)]:
         correct = trained.log_probs(images).argmax(dim=1) == labels
         first, last = int(correct[:TUNED_ON].sum()), int(correct[TUNED_ON:].sum())

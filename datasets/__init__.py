@@ -7,25 +7,12 @@ import torch
 from torch import Tensor
 
 from config import ORIGINAL
-from datasets.downloads import load_torchvision
-from datasets.folder import load_folder
-from datasets.images import SIDE, Images, split_holdout
-from datasets.mnist import load_mnist
-from datasets.pictures import border
+from datasets.mnist import SIDE, Images, load_mnist, load_torchvision, split_holdout
+from datasets.pictures import border, load_folder
 from runtime.errors import UserError
 
-__all__ = [
-    "MEAN",
-    "MNIST",
-    "SIDE",
-    "STD",
-    "Dataset",
-    "load",
-    "load_mnist",
-    "load_test",
-    "load_train",
-    "split_holdout",
-]
+__all__ = ["MEAN", "MNIST", "SIDE", "STD", "Dataset"]
+__all__ += ["load", "load_mnist", "load_test", "load_train", "split_holdout"]
 
 NEARLY_ALL = 0.99  # share of the training images that decides on a property of the data set
 
@@ -43,22 +30,15 @@ class Dataset:
     target_accuracy: float | None  # in percent, for early stopping by default
 
     def __post_init__(self) -> None:
-        target = self.target_accuracy
-        valid = (
-            isinstance(self.name, str)
-            and isinstance(self.classes, tuple)
-            and len(self.classes) >= 2
+        types = (str, tuple, float, float, bool, bool, float | None)  # of the fields
+        if not (
+            all(map(isinstance, vars(self).values(), types))
             and all(isinstance(name, str) for name in self.classes)
-            and len(set(self.classes)) == len(self.classes)
-            and isinstance(self.mean, float)
-            and isinstance(self.std, float)
+            and len(self.classes) == len(set(self.classes)) >= 2
             and 0 <= self.mean <= 1
             and 0 < self.std <= 1
-            and isinstance(self.light_on_dark, bool)
-            and isinstance(self.digit_like, bool)
-            and (target is None or (isinstance(target, float) and 0 <= target <= 100))
-        )
-        if not valid:
+            and 0 <= (self.target_accuracy or 0) <= 100
+        ):
             raise UserError(f"impossible description of a data set: {self}")
 
 
@@ -93,10 +73,10 @@ def describe(name: str, classes: tuple[str, ...], images: Tensor) -> Dataset:
 
     Mean and standard deviation are rounded to four digits, like MNIST's.
     """
-    counts = torch.bincount(images.flatten(), minlength=256).double()
-    levels, total = torch.arange(256, dtype=torch.float64) / 255, counts.sum()
-    mean = (counts * levels).sum() / total
-    std = round(((counts * (levels - mean) ** 2).sum() / total).sqrt().item(), 4)
+    shares = torch.bincount(images.flatten(), minlength=256).double() / images.numel()
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    mean = shares @ levels
+    std = round((shares @ (levels - mean) ** 2).sqrt().item(), 4)
     if std == 0:
         raise UserError(f"{name}: all pixels of the training images have the same value")
     background = np.median(border(images.numpy().transpose(1, 2, 0)), axis=0)
@@ -111,8 +91,7 @@ def has_mnists_form(images: Tensor) -> Tensor:
     Such images are 20 pixels high or wide, and their centre of mass is within half a pixel of 14. This holds
     for 99.7 % of MNIST's training images, and for none of Fashion-MNIST's.
     """
-    rows, columns = images.sum(dim=2).double(), images.sum(dim=1).double()
-    position = torch.arange(SIDE, dtype=torch.float64)
-    centered = [((sums @ position) / sums.sum(dim=1) - 14).abs() <= 0.5 for sums in (rows, columns)]
-    length = torch.maximum((rows > 0).sum(dim=1), (columns > 0).sum(dim=1))
-    return centered[0] & centered[1] & (length == 20)
+    sums = torch.stack([images.sum(dim=1), images.sum(dim=2)]).double()  # of columns and rows, (2, N, 28)
+    centres = sums @ torch.arange(SIDE, dtype=torch.float64) / sums.sum(dim=2)
+    longest = (sums > 0).sum(dim=2).amax(dim=0)
+    return ((centres - 14).abs() <= 0.5).all(dim=0) & (longest == 20)

@@ -1,12 +1,13 @@
-"""MNIST, from the four archives in data/mnist."""
+"""MNIST, from the four archives in data/mnist, and data sets of its form, which torchvision downloads."""
 
 import gzip
 import hashlib
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from datasets.images import SIDE, Images
+from config import TORCHVISION
 from runtime.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "data" / "mnist"
@@ -16,6 +17,8 @@ SHA256 = {  # of the archives
     "t10k-images-idx3-ubyte.gz": "1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be",
     "t10k-labels-idx1-ubyte.gz": "b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b",
 }
+SIDE = 28  # pixels of an image
+Images = tuple[Tensor, Tensor]  # uint8 (N, 28, 28), and their labels, int64 (N,)
 
 
 def read_archive(name: str) -> bytearray:
@@ -31,12 +34,51 @@ def read_archive(name: str) -> bytearray:
 
 
 def load_mnist(train: bool) -> Images:
-    """Read MNIST's 60,000 training or 10,000 test images, in the published order.
-
-    Returns images, uint8 (N, 28, 28), and labels, int64 (N,) in 0 to 9.
-    """
+    """Read MNIST's 60,000 training or 10,000 test images and their labels, in the published order."""
     part = "train" if train else "t10k"
     # The checksum covers every byte, so the IDX headers, 16 and 8 bytes, need no parsing.
     images = torch.frombuffer(read_archive(f"{part}-images-idx3-ubyte.gz"), dtype=torch.uint8, offset=16)
     labels = torch.frombuffer(read_archive(f"{part}-labels-idx1-ubyte.gz"), dtype=torch.uint8, offset=8)
     return images.view(-1, SIDE, SIDE), labels.long()
+
+
+def load_torchvision(name: str, data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
+    """Read a data set with torchvision, which downloads it to ``data_path`` if it isn't there.
+
+    Returns images and labels, and the names of the classes. If the download fails, the error says which
+    files to fetch by hand.
+    """
+    from torchvision import datasets  # takes seconds
+
+    source = getattr(datasets, TORCHVISION[name])
+    raw = Path(data_path, source.__name__, "raw")
+    try:
+        dataset = source(data_path, train=train, download=True)
+        images, labels, classes = dataset.data, dataset.targets, tuple(dataset.classes)
+        if images.shape != (len(labels), SIDE, SIDE):
+            raise ValueError(f"its images have the shape {tuple(images.shape)}")
+        if labels.max() >= len(classes):
+            raise ValueError("it has a label beyond its classes")
+    except Exception as error:  # torchvision's readers and urllib have no common error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        missing = [file for file, _ in source.resources if not (raw / file.removesuffix(".gz")).exists()]
+        if missing:
+            solution = f"fetch {', '.join(missing)} from {source.mirrors[0]} and gunzip them into {raw}"
+            raise UserError(f"{name} can't be downloaded ({reason}): {solution}") from None
+        files = raw / ("train-*" if train else "t10k-*")
+        raise UserError(f"{files} are damaged ({reason}): delete them, to download them again") from None
+    return (images, labels), classes
+
+
+def split_holdout(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Hold out ``count`` of the images with these ``labels``, int64 (N,). Each class keeps its share.
+
+    Returns the indices of the other images and of the held-out ones, int64. They depend only on the labels.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(9798))
+    by_class = order[labels[order].argsort(stable=True)]
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[by_class[torch.arange(count) * len(labels) // max(count, 1)]] = True
+    return (~held_out).nonzero().view(-1), held_out.nonzero().view(-1)

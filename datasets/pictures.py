@@ -1,62 +1,63 @@
-"""Read a picture of any format and size."""
+"""Read pictures of any format and size, and folders of them: one folder for each class."""
 
 import contextlib
 import importlib
 import math
+import os
+import re
 import warnings
-from collections.abc import Callable
-from typing import Any, BinaryIO, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datasets.images import SIDE
+from datasets.mnist import SIDE, Images, split_holdout
 from runtime.errors import UserError
+from runtime.files import warn
 
 Floats = NDArray[np.float64]
-T = TypeVar("T")
 
 LONGEST_SIDE = 1000  # pixels of a picture; more only cost time, as few are left in the end
 with contextlib.suppress(ImportError):  # HEIC, the format of iPhones, where pillow-heif is installed
     importlib.import_module("pillow_heif").register_heif_opener()
 
+HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")  # bytes 4 to 11 of a file
 GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
+# The usual names of a data set's parts, in lower case: training, test and validation set.
+PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
+# Hidden files, and what Windows, macOS and file servers add to a folder.
+IGNORED = re.compile(r"\.|(thumbs\.db|desktop\.ini|__macosx|@eadir)$", re.IGNORECASE)
 
 
-class PictureError(UserError):
-    """No image can be had from a picture; the message says why."""
+def read_picture(file: BinaryIO, enough: int = LONGEST_SIDE) -> tuple[Floats, float]:
+    """Read the picture in ``file``, or an animation's first frame: return its ``read_colors``, and a scale.
 
-
-def read_picture(file: BinaryIO, prepare: Callable[[Image.Image], T]) -> T:
-    """Return what ``prepare`` makes of the picture in ``file``; of an animation's first frame.
-
-    Raises ``PictureError`` where there is none, or a damaged or enormous one.
+    The file's picture has scale times as many pixels on each side. A large JPEG is decoded at a half, a
+    quarter or an eighth of its size, as long as both sides keep ``enough`` pixels.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata: if the pixels can be had, that is enough
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             with Image.open(file) as picture:
-                return prepare(picture)
-        except PictureError:
-            raise
+                longer = max(picture.size)
+                picture.draft(None, (enough, enough))
+                rgb = read_colors(picture)
+                return rgb, longer / max(rgb.shape[:2])
         except UnidentifiedImageError:
-            raise PictureError(unidentified(file)) from None
+            problem = "it is not a picture that Pillow can read"
+            with contextlib.suppress(OSError):  # a pipe can't be read again
+                file.seek(0)
+                if file.read(12)[4:] in HEIC:
+                    problem = "it is a HEIC picture, which needs another package: pip install pillow-heif"
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-            raise PictureError(f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+            problem = f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels"
         except Exception as error:  # Pillow's decoders have no common error: each has its own
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise PictureError(f"it is damaged: {reason}") from None
-
-
-def unidentified(file: BinaryIO) -> str:
-    """Return why Pillow can't read ``file``."""
-    with contextlib.suppress(OSError):  # a pipe can't be read again
-        file.seek(0)
-        if file.read(12)[4:] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc"):
-            return "it is a HEIC picture, which needs another package: pip install pillow-heif"
-    return "it is not a picture that Pillow can read"
+            problem = "it is damaged: " + (str(error).partition("\n")[0] or type(error).__name__)
+    raise UserError(problem)
 
 
 def read_colors(picture: Image.Image) -> Floats:
@@ -64,7 +65,6 @@ def read_colors(picture: Image.Image) -> Floats:
 
     Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
     """
-    picture.draft(None, (LONGEST_SIDE, LONGEST_SIDE))  # a JPEG of many pixels need not be decoded in full
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I;16"):
         low, high, picture = 0.0, 65535.0, picture.convert("I")
@@ -73,9 +73,7 @@ def read_colors(picture: Image.Image) -> Floats:
     else:
         low, high = 0.0, 255.0
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
-    longer = max(picture.size)
-    if longer > LONGEST_SIDE:
-        picture = picture.reduce(math.ceil(longer / LONGEST_SIDE))
+    picture = picture.reduce(math.ceil(max(picture.size) / LONGEST_SIDE))
     values = (np.asarray(picture, dtype=np.float64) - low) / max(high - low, 1e-9)
     if values.ndim == 2:
         return np.repeat(values[:, :, None], 3, axis=2)
@@ -92,17 +90,96 @@ def border(pixels: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
 
 
-def fit_to_28x28(picture: Image.Image) -> NDArray[np.uint8]:
-    """Scale the whole ``picture`` to a grey image, uint8 (28, 28), centred and with its aspect ratio kept.
+def fit_to_28x28(rgb: Floats) -> NDArray[np.uint8]:
+    """Scale a whole picture, ``rgb`` (H, W, 3), to a grey image, uint8 (28, 28), with its aspect ratio kept.
 
-    - Its longer side becomes 28 pixels, by Pillow's bicubic filter. The padding has the median of its border.
-    - A grey picture of 28×28 pixels stays as it is.
-    - It raises the exceptions of ``read_colors``.
+    Its longer side becomes 28 pixels, by Pillow's bicubic filter. It is centred, and the padding has the
+    median of its border. A grey picture of 28×28 pixels stays as it is.
     """
-    picture.draft(None, (8 * SIDE, 8 * SIDE))  # decode a large JPEG at a fraction of its size
-    values = np.floor(read_colors(picture) @ GREY * 255 + 0.5).astype(np.uint8)
+    values = np.floor(np.nan_to_num(rgb @ GREY) * 255 + 0.5).astype(np.uint8)
     grey, scale = Image.fromarray(values), SIDE / max(values.shape)
     width, height = (max(1, math.floor(side * scale + 0.5)) for side in grey.size)
     image = Image.new("L", (SIDE, SIDE), int(np.median(border(values))))
     image.paste(grey.resize((width, height)), ((SIDE - width) // 2, (SIDE - height) // 2))
     return np.array(image)
+
+
+def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
+    """Read the training or the test set from folders of pictures, which are named after their classes.
+
+    - Pictures are in train/CLASS and test/CLASS under ``data_path``, or only in CLASS. Then a fifth of them,
+      rounded up, is the test set. The same files always give the same one.
+    - It returns images as ``fit_to_28x28`` makes them, by class and file name, their labels, and the names of
+      the classes, in alphabetical order.
+    - Hidden files are ignored. A warning names anything else outside the class folders.
+    """
+    root = Path(data_path)
+    parts = find_parts(root)
+    folder = parts[0 if train else 1]
+    class_folders = [path for path in list_visible(folder) if path.is_dir()]
+    pictures = [list_pictures(path) for path in class_folders]
+    if len(pictures) < 2:
+        raise UserError(
+            f"--data-path {folder}: it needs 2 class folders or more, not {len(pictures)}: CLASS/PICTURE"
+        )
+    warn_unused({root, folder} if train else {folder} - {root}, {*parts, *class_folders})
+    paths = [path for of_class in pictures for path in of_class]
+    labels = torch.tensor([label for label, of_class in enumerate(pictures) for _ in of_class])
+    if folder == root:
+        for path, *others in pictures:
+            if not others:
+                raise UserError(f"{path}: the only picture of its class; training and test need one each")
+        index = split_holdout(labels, -(-len(labels) // 5))[0 if train else 1]
+        paths, labels = [paths[i] for i in index.tolist()], labels[index]
+    images = np.empty((len(paths), SIDE, SIDE), dtype=np.uint8)
+    for i, path in enumerate(paths):
+        try:
+            with open(path, "rb") as file:
+                images[i] = fit_to_28x28(read_picture(file, enough=8 * SIDE)[0])
+        except UserError as error:
+            raise UserError(f"{path}: {error}; replace or remove it") from None
+    classes = [os.fsencode(path.name).decode(errors="replace") for path in class_folders]  # valid Unicode
+    return (torch.from_numpy(images), labels), tuple(classes)
+
+
+def list_visible(folder: Path) -> list[Path]:
+    """List the files and folders in ``folder`` by name, without those to be ``IGNORED``."""
+    paths = [path for path in folder.iterdir() if not IGNORED.match(path.name)]
+    return sorted(paths, key=lambda path: path.name)  # paths themselves sort in another order on Windows
+
+
+def find_parts(root: Path) -> tuple[Path, Path]:
+    """Return the folders of the training and the test set in ``root``: both ``root`` if it holds the classes.
+
+    A validation set is the test set if there is no other.
+    """
+    folders = [path for path in list_visible(root) if path.is_dir()]
+    train, test, validation = ([path for path in folders if path.name.lower() in names] for names in PARTS)
+    test = test or validation
+    for part in train, test:
+        if len(part) > 1:
+            raise UserError(
+                f"{part[0]} and {part[1]}: only one of them can be used; move the other elsewhere"
+            )
+    return (train[0], test[0]) if train and test else (root, root)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """List the pictures of a class: all visible files in its ``folder``, which must have no subfolders."""
+    paths = list_visible(folder)
+    if any(path.is_dir() for path in paths):
+        raise UserError(
+            f"{folder} holds folders instead of pictures: --data-path needs CLASS/PICTURE, "
+            "or train/CLASS/PICTURE and test/CLASS/PICTURE"
+        )
+    if not paths:
+        raise UserError(f"{folder}: a class without pictures; add some, or remove the folder")
+    return paths
+
+
+def warn_unused(folders: set[Path], used: set[Path]) -> None:
+    """Name what is in ``folders`` but is not ``used``."""
+    unused = [str(path) for folder in sorted(folders) for path in list_visible(folder) if path not in used]
+    if unused:
+        more = f" and {len(unused) - 5:,} more" if len(unused) > 5 else ""
+        warn(f"these are not part of the training or test set: {', '.join(unused[:5])}{more}")

@@ -1,28 +1,31 @@
-"""Predict what pictures show, and print it."""
+"""Predict what pictures show, print it, and draw what the network was shown."""
 
+import io
 import json
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from checkpoint import Trained, load_trained
 from datasets import MNIST, Dataset
-from datasets.pictures import Floats, border, fit_to_28x28, read_colors, read_picture
-from predict.preprocess import DigitImage, read_digits
+from datasets.mnist import SIDE
+from datasets.pictures import LONGEST_SIDE, Floats, border, fit_to_28x28, read_picture
+from predict.preprocess import FRAME, DigitImage, read_digits
 from predict.segment import Box
-from predict.sheet import draw_sheet
 from runtime.errors import UserError, printable
 from runtime.files import replace_file
 
 UNSURE, HEAVY = 0.85, 102  # unsure: a lower confidence, or a higher mean of the image; see docs/predict.md
 MANY = 20  # pictures; from here on, there is a progress bar
+HEIGHT, CELL, LINE = 448, 4 * FRAME, 14  # pixels: --save's picture, an enlarged image, the text below
 
 
 @dataclass(frozen=True)
@@ -77,23 +80,17 @@ def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Di
     - The colours are RGB (H, W, 3) in [0, 1]. The file's picture has scale times as many pixels on each side.
     - If the data set is not like digits, the whole picture is the only "digit".
     """
-
-    def prepare(picture: Image.Image) -> tuple[Floats, float, list[list[DigitImage]]]:
-        longer = max(picture.size)
-        image = None if dataset.digit_like else fit_to_28x28(picture)
-        rgb = read_colors(picture)
-        height, width, _ = rgb.shape
-        if image is None:
-            lines = read_digits(rgb)
-        else:
-            invert = dataset.light_on_dark and np.median(border(image)) > 127
-            lines = [[DigitImage(Box(0, 0, width, height), 255 - image if invert else image)]]
-        return rgb, longer / max(height, width), lines
-
     if Path(name).is_dir():
         raise UserError("there is no picture in this folder")
     with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-        return read_picture(file, prepare)
+        rgb, scale = read_picture(file, LONGEST_SIDE if dataset.digit_like else 8 * SIDE)
+    if dataset.digit_like:
+        return rgb, scale, read_digits(rgb)
+    image = fit_to_28x28(rgb)
+    if dataset.light_on_dark and np.median(border(image)) > 127:
+        image = 255 - image
+    height, width, _ = rgb.shape
+    return rgb, scale, [[DigitImage(Box(0, 0, width, height), image)]]
 
 
 def predict(trained: Trained, lines: list[list[DigitImage]], scale: float = 1) -> tuple[Answer, list[Digit]]:
@@ -101,7 +98,7 @@ def predict(trained: Trained, lines: list[list[DigitImage]], scale: float = 1) -
 
     The boxes in the answers are multiplied by ``scale``.
     """
-    images = [digit for line in lines for digit in line]
+    images = list(chain(*lines))
     classes: Sequence[int | str] = range(10) if trained.dataset == MNIST else trained.dataset.classes
     log_probs = trained.log_probs(torch.from_numpy(np.stack([image for _, image in images])))
     confidences, labels = (values.tolist() for values in log_probs.exp().topk(2))
@@ -116,6 +113,31 @@ def predict(trained: Trained, lines: list[list[DigitImage]], scale: float = 1) -
     number = " ".join("".join(next(predictions) for _ in line) for line in lines)
     confidence = math.prod(digit.confidence for digit in digits)
     return Answer(number, confidence, None, None, any(digit.unsure for digit in digits)), digits
+
+
+def draw_sheet(rgb: Floats, images: list[DigitImage], digits: list[Digit]) -> bytes:
+    """Return a PNG: ``rgb``, (H, W, 3) in [0, 1], with a box around each digit, and the digits' images.
+
+    The answer is above each digit's box and below its image.
+    """
+    scale = HEIGHT / max(rgb.shape)
+    width, height = (max(1, math.floor(side * scale + 0.5)) for side in rgb.shape[1::-1])
+    picture = Image.fromarray(np.floor(rgb * 255 + 0.5).astype(np.uint8)).resize((width, height))
+    rows = HEIGHT // (CELL + LINE)
+    sheet = Image.new("RGB", (HEIGHT + math.ceil(len(images) / rows) * (CELL + 4), HEIGHT), (90, 90, 90))
+    sheet.paste(picture)
+    pen, red = ImageDraw.Draw(sheet), (220, 30, 60)
+    for i, ((box, image), digit) in enumerate(zip(images, digits, strict=True)):
+        answer = str(digit).encode("ascii", "backslashreplace").decode()  # Pillow's font has few letters
+        left, top, right, bottom = (side * scale for side in box)
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=red)
+        pen.text((left, max(0, top - LINE)), answer, fill=red)
+        x, y = HEIGHT + 4 + i // rows * (CELL + 4), i % rows * (CELL + LINE)
+        sheet.paste(Image.fromarray(image).resize((CELL, CELL), Image.Resampling.NEAREST), (x, y))
+        pen.text((x, y + CELL), answer, fill="white")
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
 
 
 def main(images: list[str], weights: str | None, as_json: bool = False, save: str | None = None) -> int:
@@ -135,8 +157,8 @@ def main(images: list[str], weights: str | None, as_json: bool = False, save: st
             continue
         answer, digits = predict(trained, lines, scale)
         if save is not None:
-            sheet = draw_sheet(rgb, [image for line in lines for image in line], list(map(str, digits)))
-            replace_file(Path(save) / f"{number}-{Path(file).stem[:50]}.png", sheet)
+            sheet = Path(save) / f"{number}-{Path(file).stem[:50]}.png"
+            replace_file(sheet, draw_sheet(rgb, list(chain(*lines)), digits))
         answered += 1
         if as_json:
             entry = {"file": file, **asdict(answer), "digits": list(map(asdict, digits))}

@@ -1,14 +1,16 @@
 """Bring digits in any picture into MNIST's own form; export/page.js does the same. Steps: docs/predict.md."""
 
 import math
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 
-from datasets.pictures import Floats, PictureError, border, read_colors
+from datasets.pictures import Floats, border
 from predict.segment import STRONG, Box, find_digits
+from runtime.errors import UserError
 
 MIN_CONTRAST = 0.1  # of the way from black to white
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
@@ -29,12 +31,9 @@ class DigitImage(NamedTuple):
 
 
 def distance(rgb: Floats, background: Floats) -> Floats:
-    """Return the largest difference over R, G, B, (H, W), of ``rgb`` (H, W, 3) to ``background``.
-
-    The background is one colour (3,), or one for each pixel (H, W, 3).
-    """
-    red, green, blue = (np.abs(rgb[..., i] - background[..., i]) for i in range(3))
-    return np.maximum(np.maximum(red, green), blue)  # several times as fast as .max(axis=2)
+    """Return the largest difference over R, G, B, (H, W), of ``rgb`` to ``background``, (3,) or (H, W, 3)."""
+    channels = np.moveaxis(abs(rgb - background), 2, 0)
+    return reduce(np.maximum, channels)  # several times as fast as .max(axis=2)
 
 
 def local_background(rgb: Floats) -> Floats:
@@ -49,7 +48,7 @@ def local_background(rgb: Floats) -> Floats:
 def find_ink(rgb: Floats) -> Floats:
     """Return the ink in ``rgb`` (H, W, 3) as (H, W) in [0, 1]: steps 4 to 6.
 
-    A picture smaller than MNIST's is enlarged: its ink is (4 H, 4 W). A blank one raises ``PictureError``.
+    A picture smaller than MNIST's is enlarged: its ink is (4 H, 4 W). A blank one raises ``UserError``.
     """
     cut = LOW + STRONG * (HIGH - LOW)
     ink = distance(rgb, np.median(border(rgb), axis=0))
@@ -59,7 +58,7 @@ def find_ink(rgb: Floats) -> Floats:
     if min(ink.shape) >= REDUCED and UNEVEN < share < FRAMED:
         ink = distance(rgb, local_background(rgb))
     if not ink.max() >= MIN_CONTRAST:
-        raise PictureError("it is blank: nothing in it stands out from the background")
+        raise UserError("it is blank: nothing in it stands out from the background")
     if max(ink.shape) < FRAME:
         enlarged = ImageOps.scale(Image.fromarray(ink.astype(np.float32)), ENLARGE, Image.Resampling.BICUBIC)
         ink = np.asarray(enlarged, dtype=np.float64)
@@ -77,19 +76,15 @@ def resampling(n: int, m: int) -> Floats:
     return np.asarray(np.maximum(0, 1 - np.abs(x[:, None] - np.arange(n))))
 
 
-def extent(sums: Floats) -> tuple[int, int]:
-    """Return the digit's first row and the one beyond its last, from each row's sum of strong ink (n,)."""
-    least = SPECKS * sums.sum()
-    inside = (np.cumsum(sums) > least) & (np.cumsum(sums[::-1])[::-1] > least)
-    first, last = np.flatnonzero(inside)[[0, -1]]
-    return int(first), int(last) + 1
-
-
 def crop(ink: Floats) -> Box:
     """Return the box of the digit in ``ink`` (H, W): step 9."""
     strong = np.where(ink >= STRONG, ink, 0)
-    (left, right), (top, bottom) = (extent(strong.sum(axis=axis)) for axis in (0, 1))
-    return Box(left, top, right, bottom)
+    starts, ends = [], []
+    for sums in strong.sum(axis=0), strong.sum(axis=1):
+        least = SPECKS * sums.sum()
+        starts.append(int(np.searchsorted(np.cumsum(sums), least, "right")))
+        ends.append(len(sums) - int(np.searchsorted(np.cumsum(sums[::-1]), least, "right")))
+    return Box(*starts, *ends)
 
 
 def centre(ink: Floats) -> NDArray[np.uint8]:
@@ -104,9 +99,8 @@ def centre(ink: Floats) -> NDArray[np.uint8]:
     y, x = (np.arange(side) @ ink.sum(axis=1 - axis) / ink.sum() for axis, side in enumerate(ink.shape))
     top, left = (math.floor(FRAME / 2 - middle + TIE + 0.5) for middle in (y, x))
     top, left = min(max(top, 0), FRAME - height), min(max(left, 0), FRAME - width)
-    framed = np.zeros((FRAME, FRAME), dtype=np.uint8)
-    framed[top : top + height, left : left + width] = np.floor(255 * ink + 0.5)
-    return framed
+    padding = (top, FRAME - height - top), (left, FRAME - width - left)
+    return np.pad(np.floor(255 * ink + 0.5).astype(np.uint8), padding)
 
 
 def read_digits(rgb: Floats) -> list[list[DigitImage]]:
@@ -116,13 +110,9 @@ def read_digits(rgb: Floats) -> list[list[DigitImage]]:
 
     def read(outer: Box, part: Floats) -> DigitImage:
         left, top, right, bottom = crop(part)
-        first = ((outer.left + left) // scale, (outer.top + top) // scale)
-        beyond = (math.ceil((outer.left + right) / scale), math.ceil((outer.top + bottom) / scale))
-        return DigitImage(Box(*first, *beyond), centre(part[top:bottom, left:right]))
+        image = centre(part[top:bottom, left:right])
+        first = (outer.left + left) // scale, (outer.top + top) // scale
+        beyond = math.ceil((outer.left + right) / scale), math.ceil((outer.top + bottom) / scale)
+        return DigitImage(Box(*first, *beyond), image)
 
     return [[read(outer, part) for outer, part in line] for line in find_digits(ink)]
-
-
-def preprocess(picture: Image.Image) -> NDArray[np.uint8]:
-    """Return the first digit in ``picture`` as in MNIST, uint8 (28, 28), light on dark: steps 1 to 12."""
-    return read_digits(read_colors(picture))[0][0].image

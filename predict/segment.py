@@ -29,9 +29,6 @@ class Box(NamedTuple):
     bottom: int
 
 
-Digit = tuple[Box, Floats]  # the box around a digit, the ink in it
-
-
 def label(mask: Mask) -> Integers:
     """Number the 8-connected components of ``mask`` (H, W) from 1, in the order of their first pixels."""
     width = mask.shape[1] + 2
@@ -55,8 +52,11 @@ def label(mask: Mask) -> Integers:
     return labels
 
 
-def measure(labels: Integers) -> tuple[Integers, Integers]:
-    """Return the boxes (n, 4), like ``Box``, and the areas (n,) of the components 1 to n of ``labels``."""
+def measure(labels: Integers) -> tuple[Integers, Integers, int]:
+    """Return the boxes (n, 4), like ``Box``, and the areas (n,) of the components 1 to n of ``labels``.
+
+    The last value is their typical height: the least such that the components up to it have half of the area.
+    """
     y, x = np.nonzero(labels)
     number = labels[y, x] - 1
     areas = np.bincount(number)
@@ -64,7 +64,10 @@ def measure(labels: Integers) -> tuple[Integers, Integers]:
     for column, values in enumerate((x, y)):
         np.minimum.at(boxes[:, column], number, values)
         np.maximum.at(boxes[:, column + 2], number, values + 1)
-    return boxes, areas
+    heights = boxes[:, 3] - boxes[:, 1]
+    order = np.argsort(heights, kind="stable")
+    sums = np.cumsum(areas[order])
+    return boxes, areas, int(heights[order[np.searchsorted(2 * sums, sums[-1])]])
 
 
 def dilate(mask: Mask, reach: int) -> Mask:
@@ -75,8 +78,9 @@ def dilate(mask: Mask, reach: int) -> Mask:
     return mask
 
 
-def erase(ink: Floats, others: Mask, own: Mask) -> Floats:
-    """Set ``ink`` (H, W) to 0 where ``others`` is True, and beside it unless ``own`` is True there."""
+def isolate(ink: Floats, own: Mask) -> Floats:
+    """Return ``ink`` (H, W) with 0 where other strong ink than the component ``own`` is, and beside it."""
+    others = (ink >= STRONG) & ~own
     return np.where(dilate(others, 1) & ~own, 0, ink)
 
 
@@ -86,102 +90,78 @@ def drop_scraps(ink: Floats) -> Floats:
     strip = math.ceil(STRIP * min(ink.shape))
     areas = np.bincount(labels.ravel())
     inner = np.bincount(labels[strip:-strip, strip:-strip].ravel(), minlength=len(areas))
-    touching = np.zeros(len(areas), dtype=bool)
-    touching[border(labels)] = True
-    largest = (areas * ~touching)[1:].max(initial=0)
-    scraps = touching & ((areas - inner >= INSIDE * areas) | (areas < LIGHT * largest))
-    scraps[0] = False
-    if not scraps.any() or scraps[1:].all():
-        return ink
-    return erase(ink, scraps[labels], (labels > 0) & ~scraps[labels])
+    touching = np.isin(np.arange(len(areas)), border(labels))
+    largest = areas[1:][~touching[1:]].max(initial=0)
+    kept = ~touching | ((areas - inner < INSIDE * areas) & (areas >= LIGHT * largest))
+    kept[0] = False  # the background
+    return isolate(ink, kept[labels]) if 0 < kept.sum() < len(kept) - 1 else ink
 
 
-def typical_height(boxes: Integers, areas: Integers) -> int:
-    """Return the least height such that the ``boxes`` (n, 4) up to it have half of the ``areas`` (n,)."""
-    heights = boxes[:, 3] - boxes[:, 1]
-    order = np.argsort(heights, kind="stable")
-    sums = np.cumsum(areas[order])
-    return int(heights[order[np.searchsorted(2 * sums, sums[-1])]])
-
-
-def overlap(a: Box, b: Box, axis: int) -> tuple[int, int, int]:
-    """Return how many columns (axis 0) or rows (axis 1) the boxes share, and the shorter and longer extent.
+def overlap(a: Box, b: Box, axis: int) -> tuple[int, int]:
+    """Return how many columns (axis 0) or rows (axis 1) the boxes share, and how many the smaller one has.
 
     The first value is negative if there is a gap between the boxes.
     """
-    shorter, longer = sorted((a[axis + 2] - a[axis], b[axis + 2] - b[axis]))
-    return min(a[axis + 2], b[axis + 2]) - max(a[axis], b[axis]), shorter, longer
+    shared = min(a[axis + 2], b[axis + 2]) - max(a[axis], b[axis])
+    return shared, min(a[axis + 2] - a[axis], b[axis + 2] - b[axis])
 
 
 def stacked(a: Box, b: Box, height: int) -> bool:
     """Return whether ``a`` and ``b`` are one above the other, like the pieces of a digit."""
-    columns, narrower, _ = overlap(a, b, 0)
-    rows, lower, _ = overlap(a, b, 1)
+    columns, narrower = overlap(a, b, 0)
+    rows, lower = overlap(a, b, 1)
     return 2 * columns >= narrower and 2 * rows <= lower and -10 * rows <= 3 * height - 2 * lower
 
 
-def join(boxes: Integers, large: Integers, height: int) -> Integers:
-    """Give stacked components the same new label; return the new label of each old one, 0 to n: (n + 1,).
+def find_pieces(strong: Mask) -> Integers:
+    """Number the pieces that digits are of in ``strong`` ink (H, W), from 1; 0 is all else.
 
-    ``boxes`` (n, 4) are the components' boxes. Those that aren't among the indices ``large`` (m,) get 0.
-    ``height`` is the typical height of a component.
+    Close components are one piece, and so are stacked ones. If there is one digit only, all is one piece.
     """
-    labels = np.zeros(len(boxes) + 1, dtype=np.int64)
+    boxes, _, height = measure(label(strong))
+    if max(strong.shape) < SEVERAL or len(boxes) < 2:
+        return strong.astype(np.int64)
+    labels = label(dilate(strong, max(1, math.floor(BRIDGED * height + 0.5)))) * strong
+    boxes, _, height = measure(labels)
+    large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).max(axis=1) >= SPECK * height)
+    if not 2 <= len(large) <= MOST:
+        return strong.astype(np.int64)
+    numbers = np.zeros(len(boxes) + 1, dtype=np.int64)  # of the pieces, by label
     joined: dict[int, Box] = {}
     for new in (large + 1).tolist():
-        box, labels[new] = Box(*boxes[new - 1].tolist()), new
+        box, numbers[new] = Box(*boxes[new - 1].tolist()), new
         while old := next((old for old in joined if stacked(joined[old], box, height)), None):
             other = joined.pop(old)
             box = Box(*map(min, other[:2], box[:2]), *map(max, other[2:], box[2:]))
-            labels[labels == old] = new
+            numbers[numbers == old] = new
         joined[new] = box
-    return np.unique(labels, return_inverse=True)[1]
+    return np.unique(numbers, return_inverse=True)[1][labels]
 
 
-def sort_into_lines(digits: list[Digit]) -> list[list[Digit]]:
-    """Return ``digits`` as lines of text, from top to bottom, each from left to right."""
-    lines: list[list[Digit]] = []
-    for digit in sorted(digits, key=lambda digit: digit[0].left):
+def find_digits(ink: Floats) -> list[list[tuple[Box, Floats]]]:
+    """Return the digits in ``ink`` (H, W), line by line: a box around each, and the ink in it: steps 7 and 8.
+
+    If there are fewer than two, the only box is the whole picture.
+    """
+    ink = drop_scraps(ink)
+    labels = find_pieces(ink >= STRONG)
+    boxes, areas, height = measure(labels)
+    heights = boxes[:, 3] - boxes[:, 1]
+    fits = (heights >= LOW * height) & (heights <= TALL * height) & (areas >= FAINT * areas.mean())
+    tops, bottoms = boxes[fits, 1], boxes[fits, 3]
+    broken = len(tops) == 2 and bottoms.min() - tops.max() < BESIDE * (bottoms - tops).max()
+    if broken or len(tops) < 2:
+        return [[(Box(0, 0, ink.shape[1], ink.shape[0]), ink)]]
+    lines: list[list[tuple[Box, Floats]]] = []
+    for i in sorted(np.flatnonzero(fits), key=lambda i: int(boxes[i, 0])):  # from left to right
+        box = Box(*boxes[i].tolist())
+        part = slice(box.top, box.bottom), slice(box.left, box.right)
+        digit = box, isolate(ink[part], labels[part] == i + 1)
         for line in lines:
-            rows, lower, _ = overlap(line[-1][0], digit[0], 1)
+            rows, lower = overlap(line[-1][0], box, 1)
             if 2 * rows >= lower:
                 line.append(digit)
                 break
         else:
             lines.append([digit])
     return sorted(lines, key=lambda line: sum(box.top + box.bottom for box, _ in line) / len(line))
-
-
-def find_digits(ink: Floats) -> list[list[Digit]]:
-    """Return the digits in ``ink`` (H, W), line by line: a box around each, and the ink in it: steps 7 and 8.
-
-    If there are fewer than two, the only box is the whole picture.
-    """
-    ink = drop_scraps(ink)
-    strong, single = ink >= STRONG, [[(Box(0, 0, ink.shape[1], ink.shape[0]), ink)]]
-    boxes, areas = measure(label(strong))
-    if max(ink.shape) < SEVERAL or len(boxes) < 2:
-        return single
-    reach = max(1, math.floor(BRIDGED * typical_height(boxes, areas) + 0.5))
-    labels = label(dilate(strong, reach)) * strong
-    boxes, areas = measure(labels)
-    height = typical_height(boxes, areas)
-    large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).max(axis=1) >= SPECK * height)
-    if not 2 <= len(large) <= MOST:
-        return single
-
-    labels = join(boxes, large, height)[labels]
-    boxes, areas = measure(labels)
-    height, heights = typical_height(boxes, areas), boxes[:, 3] - boxes[:, 1]
-    fits = (heights >= LOW * height) & (heights <= TALL * height)
-    digits = []
-    for i in np.flatnonzero(fits & (areas >= FAINT * areas.sum() / len(areas))):
-        left, top, right, bottom = box = Box(*boxes[i].tolist())
-        own = labels[top:bottom, left:right] == i + 1
-        others = strong[top:bottom, left:right] & ~own
-        digits.append((box, erase(ink[top:bottom, left:right], others, own)))
-    if len(digits) == 2:
-        rows, _, taller = overlap(digits[0][0], digits[1][0], 1)
-        if rows < BESIDE * taller:
-            return single
-    return sort_into_lines(digits) if len(digits) > 1 else single

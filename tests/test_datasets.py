@@ -16,8 +16,7 @@ from torchvision.datasets import KMNIST
 import datasets
 from config import ORIGINAL
 from datasets import MEAN, MNIST, STD, Dataset, describe, load_test, load_train, split_holdout
-from datasets.downloads import load_torchvision
-from datasets.mnist import load_mnist
+from datasets.mnist import load_mnist, load_torchvision
 from runtime.errors import UsageError, UserError
 from utils import get_loaders
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from datasets import MNIST, load_test, load_train
-from datasets.folder import load_folder
+from datasets.pictures import load_folder
 from runtime.errors import UserError
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.pictures import fit_to_28x28, read_picture
+from datasets.pictures import fit_to_28x28, read_colors, read_picture
 
 
 def picture(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -24,7 +24,7 @@ def test_any_picture_is_scaled_and_padded(mode: str, size: tuple[int, int]) -> N
     else:
         original = picture(mode, size)
         grey = original.convert("RGB").convert("L")
-    image = fit_to_28x28(original)
+    image = fit_to_28x28(read_colors(original))
     assert image.shape == (28, 28) and image.dtype == np.uint8
     width, height = (max(1, round(28 * side / max(size))) for side in size)
     left, top = (28 - width) // 2, (28 - height) // 2
@@ -44,6 +44,6 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> No
     ramp = np.linspace(0, 255, 3000).astype(np.uint8)
     Image.fromarray(np.tile(ramp, (2000, 1))).save(tmp_path / "large.jpg", quality=95)
     with open(tmp_path / "large.jpg", "rb") as file:
-        image = read_picture(file, fit_to_28x28)
+        image = fit_to_28x28(read_picture(file, 224)[0])
     # 3000 × 2000 pixels become 28 × 19, from row 4 on.
     assert np.abs(image[10].astype(int) - (np.arange(28) + 0.5) / 28 * 255).max() <= 6

@@ -19,9 +19,10 @@ from PIL import Image
 
 from checkpoint import load_trained
 from datasets import MEAN, STD, load_mnist
-from datasets.pictures import Floats, PictureError, read_picture
+from datasets.pictures import Floats, read_colors, read_picture
 from model import Net
-from predict.preprocess import centre, crop, find_ink, preprocess, read_digits, resampling
+from predict.preprocess import centre, crop, find_ink, read_digits, resampling
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -55,8 +56,12 @@ def predictions(net: Net, digits: list[Bytes]) -> list[int]:
     return labels
 
 
+def preprocess(picture: Image.Image) -> Bytes:
+    return read_digits(read_colors(picture))[0][0].image
+
+
 def prepare(file: BinaryIO) -> Bytes:
-    return read_picture(file, preprocess)
+    return read_digits(read_picture(file)[0])[0][0].image
 
 
 def as_mnist(ink: Floats) -> Bytes:
@@ -355,7 +360,7 @@ BAD = [
 
 @pytest.mark.parametrize(("content", "reason"), BAD, ids=range(len(BAD)))
 def test_no_digit(content: bytes, reason: str) -> None:
-    with pytest.raises(PictureError, match=reason) as caught:
+    with pytest.raises(UserError, match=reason) as caught:
         prepare(io.BytesIO(content))
     assert "\n" not in str(caught.value)
 
@@ -363,7 +368,7 @@ def test_no_digit(content: bytes, reason: str) -> None:
 def check_outcome(content: bytes) -> None:
     try:
         digit = prepare(io.BytesIO(content))
-    except PictureError as error:
+    except UserError as error:
         assert str(error).isprintable()
     else:
         assert digit.shape == (28, 28)

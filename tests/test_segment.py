@@ -21,7 +21,7 @@ def test_components_are_scipys(mask: Mask) -> None:
     labels = label(mask)
     assert np.array_equal(labels, expected)
     if count:
-        boxes, areas = measure(labels)
+        boxes, areas, _ = measure(labels)
         slices = ndimage.find_objects(expected)
         assert boxes.tolist() == [[x.start, y.start, x.stop, y.stop] for y, x in slices]
         assert areas.tolist() == np.bincount(expected.ravel())[1:].tolist()

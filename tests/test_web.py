@@ -17,10 +17,11 @@ from PIL import Image
 
 from checkpoint import load_trained
 from datasets import MEAN, STD, load_mnist
-from datasets.pictures import PictureError, read_colors
+from datasets.pictures import read_colors
 from export import web
 from predict import command
-from predict.preprocess import preprocess, read_digits
+from predict.preprocess import read_digits
+from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "weights" / "best.pt"
@@ -121,7 +122,8 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
     drawing = np.array(page.execute_script("return Array.from(drawing())"), dtype=np.uint8).reshape(200, 200)
     seen = page.execute_script("return Array.from(seen.getImageData(0, 0, 28, 28).data)")
     seen = np.array(seen, dtype=np.uint8).reshape(28, 28, 4)
-    assert (seen[..., :3] == preprocess(Image.fromarray(drawing))[..., None]).all()
+    (((_, expected),),) = read_digits(read_colors(Image.fromarray(drawing)))
+    assert (seen[..., :3] == expected[..., None]).all()
     assert (seen[..., 3] == 255).all()
 
 
@@ -150,7 +152,7 @@ def compare(page: Any, *pictures: np.ndarray[Any, Any]) -> None:
         shown = page.execute_script(script, picture.astype(int).ravel().tolist(), len(picture))
         try:
             lines = read_digits(read_colors(Image.fromarray(picture.astype(np.uint8))))
-        except PictureError:
+        except UserError:
             lines = []
         assert [len(line) for line in shown] == [len(line) for line in lines]
         images = [found.image.ravel().astype(int) for line in lines for found in line]
