@@ -66,7 +66,7 @@ class Config:
     translation: float = setting(0.0, "largest shift of an image in each direction, in pixels", 0, 28)
     scale: float = setting(0.0, "largest relative change of its width, and of its height", 0, 0.9)
     shear: float = setting(0.0, "largest shear of an image to either side, relative to its height", 0, 2)
-    train_crop_size: int = setting(28, "side of the centre crop in the first half of the epochs", 8, 28)
+    train_crop_size: int = setting(28, "centre crop in the first half of the epochs, in pixels", 8, 28)
     dropout: float = setting(0.05, "probability that an activation is dropped", 0, 0.99)
     label_smoothing: float = setting(0.0, "share of each target that is distributed over all classes", 0, 1)
     model_ema_decay: float = setting(
