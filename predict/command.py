@@ -120,7 +120,7 @@ def draw_sheet(rgb: Floats, images: list[DigitImage], digits: list[Digit]) -> by
 
     The answer is above each digit's box and below its image.
     """
-    scale = HEIGHT / max(rgb.shape)
+    scale = HEIGHT / max(rgb.shape[:2])
     width, height = (max(1, math.floor(side * scale + 0.5)) for side in rgb.shape[1::-1])
     picture = Image.fromarray(np.floor(rgb * 255 + 0.5).astype(np.uint8)).resize((width, height))
     rows = HEIGHT // (CELL + LINE)
