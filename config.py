@@ -161,7 +161,7 @@ DEFAULT = replace(
 FAST = replace(
     DEFAULT,
     recipe="fast",
-    epochs=4,
+    epochs=6,
     opt="muon",
     lr=0.01,
     max_lr=0.1,
