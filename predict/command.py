@@ -142,6 +142,7 @@ def draw_sheet(rgb: Floats, images: list[DigitImage], digits: list[Digit]) -> by
 
 def main(images: list[str], weights: str | None, as_json: bool = False, save: str | None = None) -> int:
     """Print the predictions for ``images``; return the exit status, 1 if one of them can't be read."""
+    torch.set_num_threads(1)  # an image is too small to share; on a busy machine, threads wait for each other
     trained = load_trained(weights)
     print(f"Weights: {trained}", file=sys.stderr)
     if save is not None:
