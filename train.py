@@ -63,7 +63,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,
-        # Muon ignores the 0 of its second group, for which it has a constant momentum of its own.
+        # SGD's momentum is 0 for Muon's second group, because Muon has a constant momentum of its own for it.
         base_momentum=[config.base_momentum, 0.0][:num_groups],
         max_momentum=[config.max_momentum, 0.0][:num_groups],
     )
