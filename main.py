@@ -81,7 +81,7 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
 
 def train_run(run: Run, tensorboard: bool) -> None:
     """Train, evaluate and save each epoch. A resumed run begins with the epoch after the last saved one."""
-    progress, (train_loader, _) = run.progress, run.loaders  # progress is saved after each epoch, with state
+    progress, (train_loader, _) = run.progress, run.loaders  # progress and state (below) are saved
     config, device = progress.config, torch.device(progress.device)
     if config.use_deterministic_algorithms:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it

@@ -63,7 +63,8 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         div_factor=config.max_lr / config.lr,
         final_div_factor=config.final_div_factor,
         cycle_momentum=config.momentum is None,
-        # SGD's momentum is 0 for Muon's second group, because Muon has a constant momentum of its own for it.
+        # The schedule sets the momentum of each group. It is 0 in the second, whose gradients Muon replaces:
+        # they already have a momentum, which is constant.
         base_momentum=[config.base_momentum, 0.0][:num_groups],
         max_momentum=[config.max_momentum, 0.0][:num_groups],
     )
@@ -108,7 +109,8 @@ def train(
     loss_sum, correct = torch.zeros(2, device=device)
     if ema is not None:  # state_dict() returns references, so in-place operations update the network
         states = ema.state_dict().values(), model.state_dict().values()
-        averages, weights = ([tensor for tensor in state if tensor.is_floating_point()] for state in states)
+        # Parameters and batch norm's statistics. Its counters, which are integers, are copied at the end.
+        averages, current = ([tensor for tensor in state if tensor.is_floating_point()] for state in states)
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in enumerate(train_loader):
@@ -126,7 +128,7 @@ def train(
                 step = (epoch - 1) * steps + batch_id
                 # A smaller decay at the start: the formula of TensorFlow's ExponentialMovingAverage.
                 decay = min(ema_decay, (1 + step) / (10 + step))
-                torch._foreach_lerp_(averages, weights, 1 - decay)
+                torch._foreach_lerp_(averages, current, 1 - decay)
             loss_sum += F.cross_entropy(output.detach(), target, reduction="sum")
             correct += (output.argmax(dim=1) == target).sum()
             processed += len(target)

@@ -96,7 +96,8 @@ class DeviceLoader:
 
     def __len__(self) -> int:
         batches = -(-len(self.labels) // self.batch_size)
-        return min(batches, self.config.limit_train_batches or batches) if self.config else batches
+        limit = self.config.limit_train_batches if self.config else None
+        return batches if limit is None else min(batches, limit)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         config = self.config
