@@ -1,5 +1,6 @@
 """What a machine or a person does to a run: kills, signals, full disks. Nothing is lost; one line says so."""
 
+import functools
 import os
 import re
 import signal
@@ -38,7 +39,9 @@ def test_killed_and_resumed_is_as_if_never_killed(tmp_path: Path) -> None:
 def interrupted(argv: list[str], number: int, wait_for: str, cwd: Path) -> tuple[int, str]:
     """Start ``argv``, send the signal once its output holds ``wait_for``; return the status and stderr."""
     with open(cwd / "out", "w") as out, open(cwd / "err", "w") as err:
-        process = subprocess.Popen([sys.executable, *argv], stdout=out, stderr=err, cwd=cwd)
+        # A shell starts a command in the background with Ctrl-C ignored, and a test would inherit that.
+        reset = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        process = subprocess.Popen([sys.executable, *argv], stdout=out, stderr=err, cwd=cwd, preexec_fn=reset)
     try:
         while wait_for not in (cwd / "out").read_text() + (cwd / "err").read_text():
             assert process.poll() is None, (cwd / "err").read_text()
