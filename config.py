@@ -155,9 +155,8 @@ DEFAULT = replace(
     model_ema_decay=0.998,
 )
 
-# The best accuracy for its training time, among the short schedules tried on held-out images
-# (benchmarks/results/tries.md). Nearly all of a digit is in the central 20×20 pixels. Label smoothing makes
-# its confidences too low.
+# A short schedule; benchmarks/results/tries.md says how it was chosen. Nearly all of a digit is in the
+# central 20×20 pixels. Label smoothing makes its confidences too low.
 FAST = replace(
     DEFAULT,
     recipe="fast",
@@ -191,8 +190,8 @@ BEST = replace(
 
 RECIPES = {config.recipe: config for config in (DEFAULT, BEST, FAST, ORIGINAL)}
 
-
 WEIGHTS_HELP = "file of the weights (default: the newest run's, or else the included ones)"
+DATA_PATH_HELP = "folder of the data set, if it has moved since the training; MNIST needs none"
 
 
 @dataclass(frozen=True)
@@ -214,9 +213,6 @@ class Options:
     given: frozenset[str] = frozenset()  # names of the settings and options that were given as flags
 
 
-DATA_PATH_HELP = "folder of the data set, if it has moved since the training; MNIST needs none"
-
-
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ``UsageError``, and allows no abbreviations of flags."""
 
@@ -225,6 +221,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
+
+    def values(self) -> tuple[object, ...]:
+        """Return the arguments of the command line in the order in which they were added."""
+        return tuple(vars(self.parse_args()).values())
 
 
 def add_flags(group: argparse._ArgumentGroup, settings: Config | Options) -> None:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 
     parser = Parser("benchmarks/export.py", "Measure size, memory and speed of the exported files.")
     parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
-    run_command("benchmarks/export.py", lambda: (parser.parse_args().weights,), "benchmarks.export")
+    run_command("benchmarks/export.py", parser.values, "benchmarks.export")
 
 import torch
 from torch import Tensor

@@ -26,7 +26,7 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=count, default=3, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    run_command("peers.py", lambda: tuple(vars(parser.parse_args()).values()), "benchmarks.peers")
+    run_command("peers.py", parser.values, "benchmarks.peers")
 
 import torch
 from torch import nn

@@ -34,7 +34,7 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="file for the results, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    run_command("pipeline.py", lambda: tuple(vars(parser.parse_args()).values()), "benchmarks.pipeline")
+    run_command("pipeline.py", parser.values, "benchmarks.pipeline")
 
 import torch
 import torch.nn.functional as F

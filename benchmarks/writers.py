@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
     parser = Parser("writers.py", "Read digits by other writers than MNIST's.")
     parser.add_argument("weights", nargs="*", metavar="FILE", help=WEIGHTS_HELP)
-    run_command("writers.py", lambda: (parser.parse_args().weights,), "benchmarks.writers")
+    run_command("writers.py", parser.values, "benchmarks.writers")
 
 import numpy as np
 import torch

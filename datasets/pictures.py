@@ -21,6 +21,7 @@ from runtime.files import warn
 Floats = NDArray[np.float64]
 
 LONGEST_SIDE = 1000  # pixels of a picture; more only cost time, as few are left in the end
+ENOUGH = 8 * SIDE  # pixels on each side of a JPEG, for fit_to_28x28
 with contextlib.suppress(ImportError):  # HEIC, the format of iPhones, where pillow-heif is installed
     importlib.import_module("pillow_heif").register_heif_opener()
 
@@ -135,7 +136,7 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     for i, path in enumerate(paths):
         try:
             with open(path, "rb") as file:
-                images[i] = fit_to_28x28(read_picture(file, enough=8 * SIDE)[0])
+                images[i] = fit_to_28x28(read_picture(file, ENOUGH)[0])
         except UserError as error:
             raise UserError(f"{path}: {error}; replace or remove it") from None
     classes = [os.fsencode(path.name).decode(errors="replace") for path in class_folders]  # valid Unicode

@@ -12,5 +12,4 @@ if __name__ == "__main__":
     parser.add_argument("--json", action="store_true", help="print a JSON array, one object for each picture")
     help = "folder to write a PNG to for each IMAGE: what the network was shown, and its answers"
     parser.add_argument("--save", metavar="DIR", help=help)
-    # The arguments have the order of main's parameters.
-    run_command("predict", lambda: tuple(vars(parser.parse_args()).values()), "predict.command")
+    run_command("predict", parser.values, "predict.command")

@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from checkpoint import Trained, load_trained
 from datasets import MNIST, Dataset
-from datasets.mnist import SIDE
-from datasets.pictures import LONGEST_SIDE, Floats, border, fit_to_28x28, read_picture
+from datasets.pictures import ENOUGH, LONGEST_SIDE, Floats, border, fit_to_28x28, read_picture
 from predict.preprocess import FRAME, DigitImage, read_digits
 from predict.segment import Box
 from runtime.errors import UserError, printable
@@ -83,7 +82,7 @@ def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Di
     if Path(name).is_dir():
         raise UserError("there is no picture in this folder")
     with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
-        rgb, scale = read_picture(file, LONGEST_SIDE if dataset.digit_like else 8 * SIDE)
+        rgb, scale = read_picture(file, LONGEST_SIDE if dataset.digit_like else ENOUGH)
     if dataset.digit_like:
         return rgb, scale, read_digits(rgb)
     image = fit_to_28x28(rgb)

@@ -68,6 +68,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """Drop elements of ``input``, of any shape, and scale the others by 1 / (1 - p)."""
         if is_fast_case(self, input) and 0 < self.p < 1:
             mask = torch.full_like(input, 1 / (1 - self.p))
             dropped = draw_positions(input.numel(), self.p)
@@ -103,6 +104,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input``, (N, C, H, W), and in training update the running statistics."""
         count = input.numel() // self.num_features if is_fast_case(self, input) else 0
         if (
             count < 2  # not the fast case, or too few values for a variance

@@ -85,6 +85,7 @@ def end_in_one_line(program: str) -> None:
         raise Terminated
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        """End the program: with one line if the user can solve ``error``, else with its traceback."""
         status, message = 1, str(error)
         if isinstance(error, UserError):
             status = error.status
