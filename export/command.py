@@ -75,8 +75,9 @@ def main(formats: Sequence[str], weights: str | None, output_dir: str | None, da
     expected = trained.log_probs(images)
     folder = Path(output_dir) if output_dir else trained.path.parent
     folder.mkdir(parents=True, exist_ok=True)
-    formats = formats or [name for name in FILES if name != "web" or trained.dataset == MNIST]
-    for name in dict.fromkeys(formats):
+    suitable = [name for name in FILES if name != "web" or trained.dataset == MNIST]
+    formats = list(dict.fromkeys(formats)) or suitable
+    for count, name in enumerate(formats):
         path = folder / FILES[name]
         try:
             content = create(name, trained, data_path)
@@ -90,6 +91,8 @@ def main(formats: Sequence[str], weights: str | None, output_dir: str | None, da
         except UserError as error:
             print(f"export: error: {path}: {error}", file=sys.stderr)
             status = 1
+        except KeyboardInterrupt as stop:
+            raise type(stop)(f"{count} of {len(formats)} formats were done") from None
         else:
             print(f"{path}: {len(content):,} bytes\n    {check}", flush=True)
     return status

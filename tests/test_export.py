@@ -24,7 +24,7 @@ from datasets import load_mnist, load_train
 from export import c_code, c_int8, command, onnx_file
 from export.__main__ import FILES, parse_args
 from model import Net
-from runtime.errors import UsageError, UserError
+from runtime.errors import Terminated, UsageError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,14 @@ def test_wrong_file_is_an_error_and_replaces_nothing(
     assert [path.read_text() for path in tmp_path.iterdir()] == ["older"]
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"export: error: {older}: not written")
+
+
+@pytest.mark.usefixtures("short_set")
+def test_a_stopped_command_says_how_far_it_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c_int8, "write", Mock(side_effect=Terminated))
+    with pytest.raises(Terminated, match="1 of 3 formats were done"):
+        run_command("web", "c-int8", "web", "c", "--output-dir", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["net.html"]
 
 
 def test_compare_draws_the_line() -> None:
