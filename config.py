@@ -8,13 +8,9 @@ import importlib.util
 import os
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from runtime.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
-
 
 # Data sets that torchvision downloads: their name for --dataset, and torchvision's class, like its MNIST.
 TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -36,7 +32,7 @@ class Config:
     recipe: str = setting(
         "original",
         "named set of the settings below; other flags override it",
-        choices=("default", "best", "fast", "original"),
+        choices=("default", "best", "fast", "original", "teacher"),
     )
     dataset: str = setting("mnist", "data set", choices=("mnist", *TORCHVISION, "folder"))
     epochs: int = setting(19, "passes over the training set", 1, 10_000)
@@ -67,6 +63,8 @@ class Config:
     scale: float = setting(0.0, "largest relative change of its width, and of its height", 0, 0.9)
     shear: float = setting(0.0, "largest shear of an image to either side, relative to its height", 0, 2)
     train_crop_size: int = setting(28, "centre crop in the first half of the epochs, in pixels", 8, 28)
+    width: float = setting(1.0, "channels of the hidden layers, as a multiple of the published ones", 0.1, 8)
+    teacher: str = setting("none", "best.pt of a network whose probabilities replace the labels in training")
     dropout: float = setting(0.05, "probability that an activation is dropped", 0, 0.99)
     label_smoothing: float = setting(0.0, "share of each target that is distributed over all classes", 0, 1)
     model_ema_decay: float = setting(
@@ -118,14 +116,16 @@ def check(name: str, value: object) -> None:
     kind, low, high = value_type(Config, name), entry.metadata["low"], entry.metadata["high"]
     if value is None and entry.default is None:
         return
-    if kind is str:
+    if entry.metadata["choices"]:
         valid, expected = value in entry.metadata["choices"], f"one of {', '.join(entry.metadata['choices'])}"
     elif not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (
         kind is bool
     ):
         valid, expected = False, f"of type {kind.__name__}"
+    elif isinstance(value, (int, float)) and kind is not bool:
+        valid, expected = low <= value <= high, f"from {low:,} to {high:,}"  # false for NaN
     else:
-        valid, expected = kind is bool or low <= value <= high, f"from {low:,} to {high:,}"  # false for NaN
+        return
     if not valid:
         raise UsageError(f"argument {flag(name)}: must be {expected}, not {value!r}")
 
@@ -188,7 +188,22 @@ BEST = replace(
     early_stopping=False,
 )
 
-RECIPES = {config.recipe: config for config in (DEFAULT, BEST, FAST, ORIGINAL)}
+# A wide network that can be a teacher. Held-out images choose its epoch, so it has no knowledge of the test
+# set.
+TEACHER = replace(
+    BEST,
+    recipe="teacher",
+    epochs=12,
+    batch_size=128,
+    opt="muon",
+    max_lr=0.1,
+    train_crop_size=20,
+    width=3.0,
+    dropout=0.05,
+    holdout=10_000,
+)
+
+RECIPES = {config.recipe: config for config in (DEFAULT, BEST, FAST, ORIGINAL, TEACHER)}
 
 WEIGHTS_HELP = "file of the weights (default: the newest run's, or else the included ones)"
 DATA_PATH_HELP = "folder of the data set, if it has moved since the training; MNIST needs none"
@@ -270,6 +285,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
         parser.error("argument --tensorboard: pip install tensorboard")
     if given.get("dataset") == "folder" and "data_path" not in given and "resume" not in given:
         parser.error("argument --dataset: folder needs --data-path, the folder of the pictures")
+    if given.get("teacher", "none") != "none":
+        given["teacher"] = os.path.abspath(given["teacher"])
     options = {entry.name: given.pop(entry.name) for entry in fields(Options) if entry.name in given}
     implied = {"epochs": 1, "limit_train_batches": 3} if "dry_run" in options else {}
     implied |= {"early_stopping": True} if "target_accuracy" in given else {}
@@ -283,18 +300,3 @@ def choose_data_path(options: Options, dataset: str, default: str) -> str:
             raise UsageError("argument --data-path: needs --dataset; MNIST is included and needs no path")
         return default
     return os.path.abspath(options.data_path if "data_path" in options.given else default)
-
-
-def select_device(name: str) -> "torch.device":
-    """Return the device called ``name``; 'auto' is the first of cuda, mps and cpu that works."""
-    import torch
-
-    if name == "auto":
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        return torch.device(next(kind for kind in available if available[kind]))
-    try:
-        torch.zeros(1, device=name).item()
-        return torch.device(name)
-    except (RuntimeError, AssertionError, ImportError) as error:  # as this torch was built without it
-        reason = str(error).partition("\n")[0].partition(". ")[0][:200]
-        raise UsageError(f"argument --device: {name} can't be used here: {reason}") from None

@@ -1,6 +1,6 @@
 """Train the network, on MNIST by default: ``python main.py``. ``--help`` lists the flags."""
 
-from config import Config, Options, choose_data_path, parse_args, select_device
+from config import Config, Options, choose_data_path, parse_args
 from runtime.errors import DivergedError, UsageError, run_command
 
 if __name__ == "__main__":
@@ -17,11 +17,13 @@ import time
 
 import torch
 
-from checkpoint import EpochMetrics, Run, load_trained, open_run, restore, save_run
+from checkpoint import Run, open_run, restore, save_run
 from model import Net
 from runtime.cpu import speed_up
+from runtime.device import select_device
 from test import test
 from train import TrainingState, advance, make_optimizer, train
+from trained import EpochMetrics, load_trained
 from utils import Loaders, get_test_loader, stream_seed
 
 
@@ -38,17 +40,20 @@ def print_summary(model: Net) -> None:
         summary(copy.deepcopy(model), (1, 28, 28), device="cpu")
 
 
-def make_state(config: Config, device: torch.device, *, steps_per_epoch: int, classes: int) -> TrainingState:
+def make_state(
+    config: Config, device: torch.device, *, steps_per_epoch: int, classes: int, teacher: Net | None = None
+) -> TrainingState:
     """Make the network, print its summary, and make its optimizer and its schedule."""
     torch.manual_seed(stream_seed(config.seed, "weights"))
-    model = Net(config.dropout, classes)
+    model = Net(config.dropout, classes, config.width)
     print_summary(model)
-    model.to(device)
-    if device.type == "cpu":
-        speed_up(model)
+    for network in (model,) if teacher is None else (model, teacher):
+        network.to(device)
+        if device.type == "cpu":
+            speed_up(network)
     optimizer, scheduler = make_optimizer(model, config, config.epochs * steps_per_epoch)
     ema = copy.deepcopy(model) if config.model_ema_decay > 0 else None
-    return TrainingState(model, optimizer, scheduler, ema)
+    return TrainingState(model, optimizer, scheduler, ema, teacher)
 
 
 def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int) -> EpochMetrics:
@@ -68,6 +73,7 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
         label_smoothing=config.label_smoothing,
         ema=state.ema,
         ema_decay=config.model_ema_decay,
+        teacher=state.teacher,
     )
     split, name = ("holdout", "Held-out set") if config.holdout else ("test", "Test set")
     loss, accuracy = test(state.eval_model, device, eval_loader, name=name)
@@ -88,7 +94,9 @@ def train_run(run: Run, tensorboard: bool) -> None:
         torch.use_deterministic_algorithms(True)
     print(f"Device: {device}")
     classes = len(progress.dataset.classes)
-    state = make_state(config, device, steps_per_epoch=len(train_loader), classes=classes)
+    state = make_state(
+        config, device, steps_per_epoch=len(train_loader), classes=classes, teacher=run.teacher
+    )
     if progress.epoch > 0:
         restore(run, state)
         print(f"\nContinuing after epoch {progress.epoch}; best accuracy: {progress.best_accuracy:.2f}%")

@@ -28,6 +28,7 @@ class TrainingState:
     optimizer: Optimizer
     scheduler: LRScheduler
     ema: Net | None  # running average of the network
+    teacher: Net | None = None  # not trained; saved like the others, so that a resumed run has the same
 
     @property
     def eval_model(self) -> Net:
@@ -90,6 +91,7 @@ def train(
     label_smoothing: float = 0.0,
     ema: nn.Module | None = None,
     ema_decay: float = 0.0,
+    teacher: nn.Module | None = None,
 ) -> tuple[float, float]:
     """Train ``model`` for one epoch, with a progress bar on stderr.
 
@@ -99,6 +101,8 @@ def train(
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
     - ``ema``, at first a copy of the model, becomes the running average of its weights. ``ema_decay`` is in
       [0, 1).
+    - ``teacher``, a network in evaluation mode, replaces the targets by its probabilities for the same
+      distorted images (Hinton, Vinyals and Dean, 2015; Beyer et al., CVPR 2022).
 
     Returns the mean loss, without label smoothing, and the accuracy in percent. Both are measured on the
     distorted images, for each batch before its optimizer step. A loss that is not finite raises
@@ -117,9 +121,11 @@ def train(
             data, target = data.to(device), target.to(device)
             optimizer.zero_grad(set_to_none=True)
             output = model(data)
+            with torch.no_grad():
+                learned = target if teacher is None else teacher(data).softmax(dim=1)
             # cross_entropy applies log-softmax, which doesn't change log-probabilities. So output can be
             # either these or logits.
-            loss = F.cross_entropy(output, target, label_smoothing=label_smoothing)
+            loss = F.cross_entropy(output, learned, label_smoothing=label_smoothing)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if scheduler is not None:

@@ -25,12 +25,13 @@ if __name__ == "__main__":
 import torch
 from torch import Tensor
 
-from checkpoint import load_trained, versions
+from checkpoint import versions
 from datasets import load_test
 from export.c_code import compile_header
 from export.command import create, load
 from export.network import Predictor
 from runtime.errors import UserError
+from trained import load_trained
 
 IMAGES = 300  # timed
 

@@ -35,13 +35,16 @@ import main as experiment
 from benchmarks.pipeline import TEST_IMAGES, conventional_loaders, conventional_steps
 from benchmarks.summary import Row, plot_by_seconds, read_runs
 from checkpoint import versions
-from config import ORIGINAL, RECIPES, Config, select_device
+from config import ORIGINAL, RECIPES, Config
+from datasets import MNIST
 from model import Net
 from runtime.cpu import speed_up
+from runtime.device import select_device
 from runtime.errors import UserError
 from runtime.files import locked, write_table
 from test import test
 from train import advance, make_optimizer, train
+from trained import load_teacher
 from utils import DeviceLoader, get_loaders, stream_seed
 
 Curve = list[tuple[float, float]]  # after each epoch: seconds with evaluations, test accuracy in percent
@@ -52,7 +55,10 @@ NUMBERS = ["seconds", "accuracy_by_epoch"]  # columns with a value for each epoc
 def make_recipe(config: Config, device: torch.device) -> RunEpoch:
     """Make one of this project's recipes, as ``main.py`` does."""
     loaders = get_loaders(config, device)
-    state = experiment.make_state(config, device, steps_per_epoch=len(loaders[0]), classes=10)
+    teacher = load_teacher(config, MNIST)
+    state = experiment.make_state(
+        config, device, steps_per_epoch=len(loaders[0]), classes=10, teacher=teacher
+    )
     return lambda epoch: experiment.run_epoch(config, loaders, state, epoch).eval_accuracy
 
 
@@ -102,7 +108,7 @@ def make_large(config: Config, device: torch.device) -> RunEpoch:
 
 
 RUNS: dict[str, tuple[Config, Callable[[Config, torch.device], RunEpoch]]] = {
-    **{name: (config, make_recipe) for name, config in RECIPES.items()},
+    **{name: (config, make_recipe) for name, config in RECIPES.items() if name != "teacher"},
     "original, conventional": (ORIGINAL, make_conventional),
     "large network, 1 epoch": (replace(ORIGINAL, epochs=1), make_large),
     **{f"large network, {n} epochs": (replace(ORIGINAL, epochs=n), make_large) for n in (2, 4, 8)},

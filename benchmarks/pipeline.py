@@ -43,11 +43,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Subset
 
 from checkpoint import versions
-from config import ORIGINAL, select_device
+from config import ORIGINAL
 from datasets import MEAN, STD
 from datasets.mnist import SHA256, read_archive
 from model import Net
 from runtime.cpu import speed_up
+from runtime.device import select_device
 from runtime.errors import UsageError, UserError
 from runtime.files import replace_file
 from test import test

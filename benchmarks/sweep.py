@@ -30,12 +30,13 @@ import main as experiment
 from benchmarks import summary
 from benchmarks.arguments import Sweep, sweep_name
 from benchmarks.summary import Row, read_runs
-from checkpoint import Progress, load_run, load_trained, versions
+from checkpoint import Progress, load_run, versions
 from config import Config
 from datasets import load
 from runtime.errors import DivergedError, UsageError, UserError, end_in_one_line
 from runtime.files import locked, read_table, write_table
 from test import test
+from trained import load_trained
 from utils import get_test_loader
 
 ROOT = Path(__file__).resolve().parent.parent

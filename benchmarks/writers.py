@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from checkpoint import load_trained
 from datasets.pictures import read_colors
 from predict.preprocess import read_digits
 from runtime.errors import UserError
+from trained import load_trained
 
 TUNED_ON = 898  # pictures; the others are the hold-out set
 

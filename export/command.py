@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from checkpoint import Trained, load_trained
 from datasets import MNIST, load_test
 from export import c_code, c_int8, onnx_file, web
 from export.__main__ import FILES
 from export.network import Predictor
 from runtime.errors import UserError
 from runtime.files import replace_file
+from trained import Trained, load_trained
 
 ROUNDING = 1e-4  # tolerance for log-probabilities; summing float32 in another order changed them by 1e-5
 INT8_LOSS = 0.001  # share of the test images, at least one image, that 8-bit weights may cost

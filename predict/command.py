@@ -14,13 +14,13 @@ import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from checkpoint import Trained, load_trained
 from datasets import MNIST, Dataset
 from datasets.pictures import ENOUGH, LONGEST_SIDE, Floats, border, fit_to_28x28, read_picture
 from predict.preprocess import FRAME, DigitImage, read_digits
 from predict.segment import Box
 from runtime.errors import UserError, printable
 from runtime.files import replace_file
+from trained import Trained, load_trained
 
 UNSURE, HEAVY = 0.85, 102  # unsure: a lower confidence, or a higher mean of the image; see docs/predict.md
 MANY = 20  # pictures; from here on, there is a progress bar

@@ -8,11 +8,11 @@ from typing import Any, get_type_hints
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
-from checkpoint import EpochMetrics, Trained, load_trained
 from datasets import MNIST, load_test
 from report import scores
 from runtime.errors import UserError
 from runtime.files import read_table, replace_file, warn
+from trained import EpochMetrics, Trained, load_trained
 
 MAX_MISTAKES = 150  # images in their figure; the included weights make 47 mistakes, bad ones thousands
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from torch import Tensor
 
-from checkpoint import EpochMetrics
 from report import scores
 from runtime.errors import printable
+from trained import EpochMetrics
 
 # The colours of Okabe and Ito (2008): colour-blind readers can tell them apart.
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"

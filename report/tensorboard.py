@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from checkpoint import EpochMetrics
+from trained import EpochMetrics
 
 
 def open_curves(folder: Path, metrics: Iterable[EpochMetrics]) -> SummaryWriter:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from checkpoint import load_trained
 from model import Net
+from trained import load_trained
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights" / "best.pt"

@@ -38,6 +38,7 @@ def test_names_fit_any_file_system_and_differ() -> None:
         for name in (name for name, value in vars(config).items() if type(value) is float):
             object.__setattr__(config, name, 0.123456789)  # within range or not
         configs.append((config, "/a"))
+    configs += [(replace(DEFAULT, teacher=path), "/a") for path in paths]
     names = [sweep_name(config, path) for config, path in configs]
     assert len(set(names)) == len(names)
     assert all(name.isascii() and len(name) < 200 and "/" not in name for name in names)

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
-import checkpoint
-from checkpoint import EpochMetrics, Progress, Trained, load_run, load_trained, newest_trained
+from checkpoint import Progress, load_run
 from config import ORIGINAL
 from datasets import MNIST, Dataset
 from model import Net
 from runtime.errors import UserError
 from runtime.tensor_files import save_tensors
+from trained import FORMAT, EpochMetrics, Trained, load_trained, newest_trained
 
 LETTERS = Dataset("folder", ("a", "b", "c"), 0.25, 0.5, True, False, None)
 ROW = EpochMetrics(1, 0.1, 2.0, 50.0, "test", 1.0, 60.0, 9.5)
@@ -29,7 +29,7 @@ ROW = EpochMetrics(1, 0.1, 2.0, 50.0, "test", 1.0, 60.0, 9.5)
 
 def good() -> dict[str, Any]:
     about = {"metrics": asdict(ROW), "config": asdict(ORIGINAL), "versions": {"torch": "2"}}
-    return {"format": checkpoint.FORMAT, "model": Net().state_dict(), **about}
+    return {"format": FORMAT, "model": Net().state_dict(), **about}
 
 
 def saved(content: Any, **options: Any) -> bytes:

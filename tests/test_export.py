@@ -18,13 +18,14 @@ from exported import ROOT, WEIGHTS, needs_cc, noise
 from PIL import Image
 from torch import nn
 
-from checkpoint import EpochMetrics, Progress, load_trained, save_best
+from checkpoint import Progress, save_best
 from config import ORIGINAL
 from datasets import load_mnist, load_train
 from export import c_code, c_int8, command, onnx_file
 from export.__main__ import FILES, parse_args
 from model import Net
 from runtime.errors import Terminated, UsageError, UserError
+from trained import EpochMetrics, load_trained
 
 
 @pytest.fixture(autouse=True)
@@ -278,7 +279,7 @@ def test_web_page_is_refused_for_another_data_set(things: Path, capsys: pytest.C
 def test_c_of_another_network_is_refused(module: Any, name: str, layer: nn.Module, named: str) -> None:
     model = Net()
     setattr(model, name, layer)
-    with pytest.raises(UserError, match=f"model.py has another {named}"):
+    with pytest.raises(UserError, match=f"this one has another {named}"):
         module.write(model)
 
 

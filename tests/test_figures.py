@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from checkpoint import EpochMetrics
 from datasets import MNIST
 from report import scores
+from trained import EpochMetrics
 
 pytest.importorskip("matplotlib")
 

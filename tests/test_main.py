@@ -17,14 +17,16 @@ from torch import Tensor
 import checkpoint
 import datasets
 import main
-from checkpoint import load_run, load_trained, newest_trained
-from config import parse_args, select_device
+from checkpoint import load_run
+from config import parse_args
 from datasets import MEAN, STD, load_mnist, split_holdout
 from model import Net
+from runtime.device import select_device
 from runtime.errors import UsageError, UserError
 from runtime.files import locked, read_table, write_table
 from runtime.tensor_files import save_tensors
 from train import train
+from trained import load_trained, newest_trained
 
 SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
 Capture = pytest.CaptureFixture[str]
@@ -148,12 +150,13 @@ def test_each_setting_changes_the_weights_and_nothing_else_does(
 
     base = weights("base")
     assert same(base, weights("again"))
+    weights("teacher", "--width=0.5")
     flags = """--seed=2 --rotation=0 --interpolation=nearest --translation=1 --scale=0.1 --shear=0.1
         --train-crop-size=20 --dropout=0 --label-smoothing=0.1 --model-ema-decay=0
         --schedule-interval=epoch --weight-decay=0.01 --momentum=0 --base-momentum=0.5
         --max-momentum=0.9 --pct-start=1 --final-div-factor=10 --lr=0.02 --max-lr=0.2 --batch-size=16
-        --epochs=3 --holdout=200 --limit-train-batches=3 --recipe=fast --recipe=best --opt=muon"""
-    for number, flag in enumerate(flags.split()):
+        --epochs=3 --holdout=200 --limit-train-batches=3 --recipe=fast --opt=muon"""
+    for number, flag in enumerate([*flags.split(), f"--teacher={tmp_path / 'teacher' / 'best.pt'}"]):
         assert not same(base, weights(str(number), flag)), flag
 
 
@@ -183,6 +186,54 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
     assert_same_run(folder, tmp_path / "whole")
     with pytest.raises(UserError, match=r"last\.pt is for resuming a run: name the best\.pt"):
         call("--test-only", "--weights", str(folder / "last.pt"))
+
+
+@pytest.mark.usefixtures("few_images")
+def test_a_resumed_run_keeps_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in ("1", "2"):
+        call(*SHORT, "--width", "0.5", "--seed", seed, "--output-dir", f"teacher-{seed}")
+    flags = [*SHORT, "--teacher", "teacher-1/best.pt"]
+    call(*flags, "--output-dir", "whole")
+
+    def stop(*rest: Any, **more: Any) -> tuple[float, float]:
+        if more["epoch"] > 1:
+            raise KeyboardInterrupt
+        return train(*rest, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(main, "train", stop)
+        call(*flags, "--output-dir", "stopped")
+    os.replace("teacher-2/best.pt", "teacher-1/best.pt")
+    call("--resume", "stopped")
+    assert_same_run(Path("stopped"), Path("whole"))
+
+
+@pytest.mark.usefixtures("few_images")
+def test_a_teacher_must_not_know_what_is_evaluated(tmp_path: Path) -> None:
+    file, folder = tmp_path / "teacher" / "best.pt", tmp_path / "run"
+    call(*SHORT, "--output-dir", str(file.parent))
+    content = torch.load(file, weights_only=True)
+    flags = ["--dry-run", "--device", "cpu", "--teacher", str(file)]
+    call(*flags)  # the test set
+    call(*flags, "--holdout", "100")  # the images that it held out
+    wanted = "train one with --recipe teacher --dataset mnist"
+    with pytest.raises(UsageError) as caught:
+        call(*SHORT, "--teacher", str(file), "--holdout", "200", "--output-dir", str(folder))
+    problem = f"it was trained with --holdout 100: {wanted} --holdout 200"
+    assert str(caught.value) == f"argument --teacher: {file}: {problem}"
+    changes = {
+        "trained on other data": {"dataset": content["dataset"] | {"name": "kmnist", "mean": 0.2}},
+        "its epoch was chosen on the test set": {"config": content["config"] | {"holdout": 0}},
+    }
+    for problem, change in changes.items():
+        save_tensors(file, content | change)
+        with pytest.raises(UsageError, match=f"^argument --teacher: .*{problem}.*: {wanted}"):
+            call(*flags)
+    save_tensors(file, content["model"])
+    with pytest.raises(UsageError, match="or is unknown: "):
+        call(*flags)
+    assert not folder.exists()
 
 
 def test_what_contradicts_a_run_that_is_resumed_is_named(fake: list[float], tmp_path: Path) -> None:

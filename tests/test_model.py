@@ -41,6 +41,16 @@ def test_shapes_and_parameters_layer_by_layer() -> None:
     assert seen == LAYERS
 
 
+@pytest.mark.parametrize("width, narrow, wide", [(0.5, 5, 8), (3.0, 30, 48)])
+def test_width_multiplies_the_hidden_channels(width: float, narrow: int, wide: int) -> None:
+    model = Net(num_classes=7, width=width)
+    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 7)
+    between = 9 * narrow * wide * 3 + 9 * wide * wide * 2 + narrow * wide * 2  # 3×3, 3×3, 1×1
+    biases_and_norms = 3 * narrow + 2 * narrow + 3 * 5 * wide
+    count = sum(p.numel() for p in model.parameters())
+    assert count == 9 * narrow + between + biases_and_norms + 7 * wide + 7
+
+
 @pytest.mark.parametrize("count", [1, 128])
 def test_log_probabilities(count: int) -> None:
     log_probs = Net().eval()(torch.randn(count, 1, 28, 28))

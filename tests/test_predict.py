@@ -23,12 +23,12 @@ from PIL import Image
 from torchvision import transforms
 
 import predict.command as command
-from checkpoint import load_trained, newest_trained
 from datasets import MNIST, Dataset, load_mnist
 from datasets.pictures import read_colors
 from model import Net
 from predict.preprocess import read_digits
 from runtime.errors import UserError
+from trained import load_trained, newest_trained
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = str(ROOT / "weights" / "best.pt")

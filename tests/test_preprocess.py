@@ -17,12 +17,12 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 from PIL import Image
 
-from checkpoint import load_trained
 from datasets import MEAN, STD, load_mnist
 from datasets.pictures import Floats, read_colors, read_picture
 from model import Net
 from predict.preprocess import centre, crop, find_ink, read_digits, resampling
 from runtime.errors import UserError
+from trained import load_trained
 
 ROOT = Path(__file__).parents[1]
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)

@@ -35,7 +35,7 @@ def test_both_commands_stand_first_and_ci_runs_the_second() -> None:
     assert out.strip() == test
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES))
+@pytest.mark.parametrize("recipe", sorted(RECIPES.keys() - {"teacher"}))
 def test_the_readmes_figures_are_those_of_the_rows(recipe: str) -> None:
     with open(ROOT / "benchmarks" / "results" / f"{recipe}.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -20,13 +20,14 @@ from torch import Tensor
 
 import report
 import report.command as command
-from checkpoint import EpochMetrics, Progress, Trained, save_best
+from checkpoint import Progress, save_best
 from config import DEFAULT
 from datasets import MNIST, Dataset
 from model import Net
 from report import scores
 from runtime.errors import UserError
 from runtime.files import write_table
+from trained import EpochMetrics, Trained
 
 pytest.importorskip("matplotlib")
 

@@ -85,6 +85,21 @@ def test_label_smoothing_trains_but_is_not_in_the_loss_that_is_reported(
     assert f"Loss={smoothed.item():.4f}" in capsys.readouterr().err
 
 
+def test_a_teachers_probabilities_replace_the_labels(train_set: Set) -> None:
+    """The step of SGD is the gradient of the Kullback-Leibler divergence from the teacher's probabilities."""
+    model, teacher = Net(dropout=0.0).train(), Net(dropout=0.5, width=0.5).eval()
+    before, known = model.conv7.weight.detach().clone(), copy.deepcopy(teacher.state_dict())
+    (batch,) = make_loader(train_set, 64)
+    log_probs = model(batch[0])
+    divergence = nn.KLDivLoss(reduction="batchmean", log_target=True)(log_probs, teacher(batch[0]).detach())
+    (expected,) = torch.autograd.grad(divergence, [model.conv7.weight])
+    optimizer = SGD(model.parameters(), lr=1.0)
+    loss, _ = train(model, CPU, make_loader(train_set, 64), optimizer=optimizer, epoch=1, teacher=teacher)
+    torch.testing.assert_close(before - model.conv7.weight.detach(), expected, rtol=1e-4, atol=1e-6)
+    assert math.isclose(loss, F.nll_loss(log_probs, batch[1]).item(), rel_tol=1e-5)
+    assert all(torch.equal(value, known[name]) for name, value in teacher.state_dict().items())
+
+
 def test_running_average_by_hand(train_set: Set) -> None:
     """The recurrence written out, over weights and running statistics that a training moves."""
     model = Net()

@@ -15,13 +15,13 @@ from browser import CHROMIUM, DIGITS, DRIVER, draw, press, settle, start_browser
 from draw_digits import draw_page, pens
 from PIL import Image
 
-from checkpoint import load_trained
 from datasets import MEAN, STD, load_mnist
 from datasets.pictures import read_colors
 from export import web
 from predict import command
 from predict.preprocess import read_digits
 from runtime.errors import UserError
+from trained import load_trained
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "weights" / "best.pt"

@@ -3,8 +3,8 @@ import csv
 import torch
 from conftest import ROOT, Set
 
-from checkpoint import load_trained
 from test import test as evaluate
+from trained import load_trained
 from utils import DeviceLoader
 
 
