@@ -171,35 +171,34 @@ FAST = replace(
     early_stopping=False,
 )
 
-# The most distortion, and label smoothing, which contributes most on held-out images
-# (benchmarks/results/tries.md). On the test set, its mean does not differ significantly from the default's.
+# The most distortion, and a teacher's probabilities instead of labels (benchmarks/results/tries.md).
 BEST = replace(
     DEFAULT,
     recipe="best",
     epochs=20,
     batch_size=64,
+    opt="muon",
     lr=0.01,
-    max_lr=0.2,
+    max_lr=0.1,
     rotation=15.0,
     translation=1.0,
     scale=0.1,
+    teacher="weights/teacher.pt",
     dropout=0.0,
-    label_smoothing=0.05,
     early_stopping=False,
 )
 
-# A wide network that can be a teacher. Held-out images choose its epoch, so it has no knowledge of the test
-# set.
+# What trained the teacher. Held-out images chose its epoch, so it has no knowledge of the test set.
 TEACHER = replace(
     BEST,
     recipe="teacher",
     epochs=12,
     batch_size=128,
-    opt="muon",
-    max_lr=0.1,
     train_crop_size=20,
     width=3.0,
+    teacher="none",
     dropout=0.05,
+    label_smoothing=0.05,
     holdout=10_000,
 )
 
