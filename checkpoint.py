@@ -50,7 +50,7 @@ class Progress:
 
 @dataclass
 class Run:
-    """A run that is open: its folder, which no other process can open, its data, and its progress."""
+    """A run that is open: its folder, which no other process can open, its data, progress and teacher."""
 
     folder: Path
     loaders: Loaders
