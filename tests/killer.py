@@ -6,6 +6,7 @@ Leaves FOLDER/whole-0 and -1, which were never interrupted, and FOLDER/0, 1, ...
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import shutil
@@ -19,7 +20,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+import torch._dynamo  # noqa: E402  # the first optimizer of each process would import it, for seconds
 
+import datasets  # noqa: E402
 import main  # noqa: E402
 from config import parse_args  # noqa: E402
 
@@ -93,4 +96,6 @@ def kill_and_resume(base: Path, runs: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    datasets.load_mnist = functools.cache(datasets.load_mnist)
+    datasets.load_mnist(True)  # once, here: it takes longer than most of the trainings
     kill_and_resume(Path(sys.argv[1]), int(sys.argv[2]))
