@@ -142,9 +142,8 @@ def check_resumed(stored: Config, config: Config, given: Set[str]) -> None:
 
 ORIGINAL = Config()
 
-# Four differences from the original: the schedule moves with each batch, as PyTorch documents it; its peak is
-# 20 times higher; rotation is bilinear; the running average of the weights is tested. docs/results.md has the
-# effect of each.
+# Four differences from the original (docs/results.md has their effects): the schedule moves with each batch,
+# as PyTorch documents it; its peak is 20 times higher; rotation is bilinear; the running average is tested.
 DEFAULT = replace(
     ORIGINAL,
     recipe="default",
@@ -188,7 +187,7 @@ BEST = replace(
     early_stopping=False,
 )
 
-# What trained the teacher. Held-out images chose its epoch, so it has no knowledge of the test set.
+# How the teacher was trained. Held-out images chose its epoch, so it knows nothing of the test set.
 TEACHER = replace(
     BEST,
     recipe="teacher",
@@ -284,7 +283,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
         parser.error("argument --tensorboard: pip install tensorboard")
     if given.get("dataset") == "folder" and "data_path" not in given and "resume" not in given:
         parser.error("argument --dataset: folder needs --data-path, the folder of the pictures")
-    if given.get("teacher", "none") != "none":
+    if given.get("teacher", "none") != "none":  # relative to the current folder, a recipe's to the project
         given["teacher"] = os.path.abspath(given["teacher"])
     options = {entry.name: given.pop(entry.name) for entry in fields(Options) if entry.name in given}
     implied = {"epochs": 1, "limit_train_batches": 3} if "dry_run" in options else {}
