@@ -10,9 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from config import Config, Options, check_resumed, choose_data_path
+from config import Config, Options, check, check_resumed, choose_data_path
 from datasets import MNIST, Dataset
 from model import Net
 from runtime.device import select_device
@@ -34,8 +35,13 @@ class Progress:
     dataset: Dataset
     versions: dict[str, str]
     metrics: list[EpochMetrics] = field(default_factory=list)
+    teacher_width: float | None = None  # None if there is no teacher
     finished: bool = False
     best_model: dict[str, Tensor] | None = None  # weights of the first epoch with the highest accuracy
+
+    def __post_init__(self) -> None:
+        if self.teacher_width is not None:
+            check("width", self.teacher_width)
 
     @property
     def epoch(self) -> int:
@@ -88,6 +94,7 @@ def open_run(config: Config, options: Options) -> Iterator[Run]:
         if dataset.target_accuracy is None and not options.given & {"early_stopping", "target_accuracy"}:
             config = replace(config, early_stopping=False)
         progress = Progress(config, str(device), data_path, dataset, versions())
+        progress.teacher_width = None if teacher is None else teacher.width
         if options.dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
@@ -120,7 +127,12 @@ def resume_run(folder: Path, config: Config, options: Options) -> Run:
     if loaders[0].dataset != progress.dataset:
         raise UserError(f"--data-path {progress.data_path}: not the data that {folder} was trained on")
     progress.versions = versions()
-    teacher = load_teacher(progress.config, progress.dataset)
+    if progress.epoch == 0 or progress.teacher_width is None:
+        teacher = load_teacher(progress.config, progress.dataset)
+    else:  # restore loads its weights: the file may have changed since
+        with torch.random.fork_rng(devices=[]):
+            teacher = Net(num_classes=len(progress.dataset.classes), width=progress.teacher_width)
+        teacher.eval().requires_grad_(False)
     return Run(folder, loaders, progress, teacher, states, progress.epoch)
 
 

@@ -56,14 +56,12 @@ class Config:
     # The notebook moves the schedule after each epoch only, by the steps of an epoch at once.
     schedule_interval: str = setting("epoch", "when the learning rate moves", choices=("batch", "epoch"))
     rotation: float = setting(7.0, "largest rotation of an image to either side, in degrees", 0, 180)
-    interpolation: str = setting(
-        "nearest", "interpolation of a rotated image", choices=("nearest", "bilinear")
-    )
+    interpolation: str = setting("nearest", "of a rotated image", choices=("nearest", "bilinear"))
     translation: float = setting(0.0, "largest shift of an image in each direction, in pixels", 0, 28)
     scale: float = setting(0.0, "largest relative change of its width, and of its height", 0, 0.9)
     shear: float = setting(0.0, "largest shear of an image to either side, relative to its height", 0, 2)
     train_crop_size: int = setting(28, "centre crop in the first half of the epochs, in pixels", 8, 28)
-    width: float = setting(1.0, "channels of the hidden layers, as a multiple of the published ones", 0.1, 8)
+    width: float = setting(1.0, "multiplies the channels of the hidden layers, and rounds them", 0.1, 8)
     teacher: str = setting("none", "best.pt of a network whose probabilities replace the labels in training")
     dropout: float = setting(0.05, "probability that an activation is dropped", 0, 0.99)
     label_smoothing: float = setting(0.0, "share of each target that is distributed over all classes", 0, 1)
@@ -94,6 +92,8 @@ class Config:
             raise UsageError(f"argument --max-lr: must be at least --lr, {self.lr}, not {self.max_lr}")
         if self.base_momentum > self.max_momentum:
             raise UsageError(f"argument --base-momentum: must be at most --max-momentum, {self.max_momentum}")
+        if self.teacher != "none" and self.label_smoothing:
+            raise UsageError("argument --label-smoothing: must be 0 with argument --teacher")
 
 
 def flag(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The network: 28×28 pixels in, a log-probability for each class out; 9,798 parameters for ten classes."""
+"""The network: 28×28 pixels in, a log-probability for each class out; by default 9,798 parameters."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ class Net(nn.Module):
 
     def __init__(self, dropout: float = 0.05, num_classes: int = 10, width: float = 1.0) -> None:
         super().__init__()
+        self.width = width
         narrow, wide = round(10 * width), round(16 * width)
         #                                                     output    receptive field: side in pixels
         self.conv1 = nn.Conv2d(1, narrow, 3, padding=1)  #    10×28×28   3

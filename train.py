@@ -98,14 +98,14 @@ def train(
     - ``train_loader`` yields images, float32 (N, 1, H, W), and targets, int64 (N,).
     - The model maps images to log-probabilities, or to logits, (N, classes).
     - ``scheduler`` moves after each batch.
-    - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
+    - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016). It smooths a teacher's probabilities too.
     - ``ema``, at first a copy of the model, becomes the running average of its weights. ``ema_decay`` is in
       [0, 1).
     - ``teacher``, a network in evaluation mode, replaces the targets by its probabilities for the same
       distorted images (Hinton, Vinyals and Dean, 2015; Beyer et al., CVPR 2022).
 
-    Returns the mean loss, without label smoothing, and the accuracy in percent. Both are measured on the
-    distorted images, for each batch before its optimizer step. A loss that is not finite raises
+    Returns the mean loss for the labels, without smoothing, and the accuracy in percent. Both are measured
+    on the distorted images, for each batch before its optimizer step. A loss that is not finite raises
     ``DivergedError``.
     """
     model.train()

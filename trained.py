@@ -103,18 +103,23 @@ def load_teacher(config: Config, dataset: Dataset) -> Net | None:
     """
     if config.teacher == "none":
         return None
-    trained = load_trained(Path(__file__).parent / config.teacher)
+    path = Path(__file__).parent / config.teacher
+    if not path.is_file():
+        raise UsageError(f"argument --teacher: {path} is missing")
+    trained = load_trained(path)
     holdout = 0 if trained.config is None else trained.config.holdout
-    wanted = f"train one with --recipe teacher --dataset {dataset.name}"
     if trained.dataset != dataset:
-        problem = f"it was trained on other data: {wanted}, or add --teacher none"
+        problem = "it was trained on other data"
     elif holdout == 0:
-        problem = f"its epoch was chosen on the test set, or is unknown: {wanted}"
+        problem = "its epoch was chosen on the test set, or is unknown"
     elif config.holdout not in (0, holdout):
-        problem = f"it was trained with --holdout {holdout}: {wanted} --holdout {config.holdout}"
+        problem = f"it was trained with --holdout {holdout}"
     else:
         return trained.model.requires_grad_(False)
-    raise UsageError(f"argument --teacher: {trained.path}: {problem}")
+    flags = f"--recipe teacher --dataset {dataset.name}"
+    flags += f" --holdout {config.holdout}" if config.holdout else ""
+    solution = f"add --teacher none, or the best.pt that main.py {flags} has trained"
+    raise UsageError(f"argument --teacher: {path}: {problem}; {solution}")
 
 
 def find_state_dict(content: dict[str, Any]) -> dict[str, Any]:
@@ -127,13 +132,14 @@ def find_state_dict(content: dict[str, Any]) -> dict[str, Any]:
 def newest_trained() -> Trained:
     """Read the best.pt of the newest run under runs/, or else of weights/, which comes with the project.
 
-    Runs that trained on a few batches only, by --limit-train-batches, don't count.
+    Teachers, and runs that trained on a few batches only, by --limit-train-batches, don't count.
     """
     paths = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in paths:
         with contextlib.suppress(UserError, OSError):  # of an earlier version, for example
             trained = load_trained(path)
-            if trained.config is not None and trained.config.limit_train_batches is None:
+            config = trained.config
+            if config is not None and config.limit_train_batches is None and config.recipe != "teacher":
                 return trained
     included = Path(__file__).parent / "weights" / "best.pt"
     return load_trained(included.relative_to(Path.cwd()) if included.is_relative_to(Path.cwd()) else included)

@@ -92,12 +92,14 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
 def sweep_name(config: Config, data_path: str) -> str:
     """Return a file name for all settings but the seed: the recipe, and the differences from it.
 
-    A hash replaces the path of a folder of pictures, a teacher's path, and the end of a long name.
+    A hash replaces the path of a folder of pictures, the content of a teacher, and the end of a long name.
     """
-    recipe, settings = vars(RECIPES[config.recipe]), vars(config)
+    recipe, settings = vars(RECIPES[config.recipe]), dict(vars(config))
+    if config.teacher not in ("none", recipe["teacher"]):
+        settings["teacher"] = hashlib.sha256(Path(config.teacher).read_bytes()).hexdigest()[:10]
     changed = [f"{name}={settings[name]}" for name in SETTINGS if settings[name] != recipe[name]]
     name = "-".join([config.recipe, *changed])
-    if config.dataset != "folder" and len(name) <= LONGEST_NAME and os.sep not in name:
+    if config.dataset != "folder" and len(name) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(os.fsencode(f"{name} {data_path}"))
-    return f"{name.partition('-teacher=')[0][:LONGEST_NAME]}-{digest.hexdigest()[:10]}"
+    return f"{name[:LONGEST_NAME]}-{digest.hexdigest()[:10]}"

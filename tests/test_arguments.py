@@ -29,7 +29,7 @@ def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
     assert [config.holdout for config in parsed.configs] == [500]
 
 
-def test_names_fit_any_file_system_and_differ() -> None:
+def test_names_fit_any_file_system_and_differ(tmp_path: Path) -> None:
     pictures = replace(DEFAULT, dataset="folder")
     paths = ["/a", "/七", "/" + "七" * 80, "/" + "七" * 81, os.fsdecode(b"/\xff")]
     configs = [(pictures, path) for path in paths]
@@ -38,8 +38,10 @@ def test_names_fit_any_file_system_and_differ() -> None:
         for name in (name for name, value in vars(config).items() if type(value) is float):
             object.__setattr__(config, name, 0.123456789)  # within range or not
         configs.append((config, "/a"))
-    configs += [(replace(DEFAULT, teacher=path), "/a") for path in paths]
     names = [sweep_name(config, path) for config, path in configs]
+    for number in range(2):
+        (tmp_path / "teacher.pt").write_text(str(number))
+        names.append(sweep_name(replace(DEFAULT, teacher=str(tmp_path / "teacher.pt")), "/a"))
     assert len(set(names)) == len(names)
     assert all(name.isascii() and len(name) < 200 and "/" not in name for name in names)
 

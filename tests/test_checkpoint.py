@@ -220,11 +220,15 @@ def test_bare_weights_are_taken_and_nothing_is_said_of_them(tmp_path: Path) -> N
 def test_the_newest_finished_epoch_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert newest_trained().path == ROOT / "weights" / "best.pt"
-    for name, limit in (("trial", 3), ("old", None)):
+    for name, changes in (
+        ("trial", {"limit_train_batches": 3}),
+        ("wide", {"recipe": "teacher"}),
+        ("old", {}),
+    ):
         (tmp_path / "runs" / name).mkdir(parents=True)
-        config = asdict(replace(ORIGINAL, limit_train_batches=limit))
+        config = asdict(replace(ORIGINAL, **changes))
         save_tensors(tmp_path / "runs" / name / "best.pt", good() | {"config": config})
-        if name == "trial":  # three batches are no epoch
+        if changes:  # three batches are no epoch, and a teacher is not the network that is asked for
             assert newest_trained().path == ROOT / "weights" / "best.pt"
     (tmp_path / "runs" / "earlier").mkdir()
     (tmp_path / "runs" / "earlier" / "best.pt").write_bytes(saved({"model": {}, "epoch": 1}))
@@ -282,7 +286,8 @@ def test_progress_of_an_earlier_version_is_refused_in_one_line(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "name", ["config", "metrics", "device", "versions", "finished", "data_path", "best_model"]
+    "name",
+    ["config", "metrics", "device", "versions", "finished", "data_path", "best_model", "teacher_width"],
 )
 @pytest.mark.parametrize("value", [None, "text", 3, [1, 2], {"a": 1}, [{"epoch": 1}]])
 def test_progress_of_another_kind_is_refused(name: str, value: Any, tmp_path: Path) -> None:
@@ -291,6 +296,7 @@ def test_progress_of_another_kind_is_refused(name: str, value: Any, tmp_path: Pa
     assert load_run(tmp_path)[0].metrics == [ROW]
     save_tensors(tmp_path / "last.pt", progress | {name: value})
     fitting = [("device", "text"), ("data_path", "text"), ("versions", {"a": 1}), ("best_model", None)]
-    if (name, value) not in [*fitting, ("best_model", {"a": 1})]:
+    fitting += [("best_model", {"a": 1}), ("teacher_width", None), ("teacher_width", 3)]
+    if (name, value) not in fitting:
         with pytest.raises(UserError, match=r"last\.pt"):
             load_run(tmp_path)

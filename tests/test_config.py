@@ -25,6 +25,7 @@ REFUSED = [  # flags; what the message says of them
     (["--target-accuracy", "99", "--no-early-stopping"], "argument --target-accuracy: not allowed with"),
     (["--target-accuracy", "0.994"], "argument --target-accuracy: must be from 1 to 100, not 0.994"),
     (["--muon-lr", "0.1"], "argument --muon-lr: only allowed with argument --opt muon"),
+    (["--recipe", "best", "--label-smoothing", "0.1"], "argument --label-smoothing: must be 0 with argument"),
     (["--interpolation", "bicubic"], "argument --interpolation: must be one of nearest, bilinear"),
     (["--recipe", "Original"], "argument --recipe: must be one of default, best, fast, original"),
     (["--recipe"], "argument --recipe: expected one argument"),

@@ -191,9 +191,8 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
 @pytest.mark.usefixtures("few_images")
 def test_a_resumed_run_keeps_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for seed in ("1", "2"):
-        call(*SHORT, "--width", "0.5", "--seed", seed, "--output-dir", f"teacher-{seed}")
-    flags = [*SHORT, "--teacher", "teacher-1/best.pt"]
+    call(*SHORT, "--width", "1.04", "--output-dir", "teacher")
+    flags = [*SHORT, "--teacher", "teacher/best.pt"]
     call(*flags, "--output-dir", "whole")
 
     def stop(*rest: Any, **more: Any) -> tuple[float, float]:
@@ -204,7 +203,7 @@ def test_a_resumed_run_keeps_its_teacher(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(main, "train", stop)
         call(*flags, "--output-dir", "stopped")
-    os.replace("teacher-2/best.pt", "teacher-1/best.pt")
+    os.remove("teacher/best.pt")
     call("--resume", "stopped")
     assert_same_run(Path("stopped"), Path("whole"))
 
@@ -217,10 +216,10 @@ def test_a_teacher_must_not_know_what_is_evaluated(tmp_path: Path) -> None:
     flags = ["--dry-run", "--device", "cpu", "--teacher", str(file)]
     call(*flags)  # the test set
     call(*flags, "--holdout", "100")  # the images that it held out
-    wanted = "train one with --recipe teacher --dataset mnist"
+    wanted = "add --teacher none, or the best.pt that main.py --recipe teacher --dataset mnist"
     with pytest.raises(UsageError) as caught:
         call(*SHORT, "--teacher", str(file), "--holdout", "200", "--output-dir", str(folder))
-    problem = f"it was trained with --holdout 100: {wanted} --holdout 200"
+    problem = f"it was trained with --holdout 100; {wanted} --holdout 200 has trained"
     assert str(caught.value) == f"argument --teacher: {file}: {problem}"
     changes = {
         "trained on other data": {"dataset": content["dataset"] | {"name": "kmnist", "mean": 0.2}},
@@ -228,11 +227,13 @@ def test_a_teacher_must_not_know_what_is_evaluated(tmp_path: Path) -> None:
     }
     for problem, change in changes.items():
         save_tensors(file, content | change)
-        with pytest.raises(UsageError, match=f"^argument --teacher: .*{problem}.*: {wanted}"):
+        with pytest.raises(UsageError, match=f"^argument --teacher: .*{problem}.*; {wanted} has trained$"):
             call(*flags)
     save_tensors(file, content["model"])
-    with pytest.raises(UsageError, match="or is unknown: "):
+    with pytest.raises(UsageError, match="or is unknown; "):
         call(*flags)
+    with pytest.raises(UsageError, match=r"argument --teacher: .*/none\.pt is missing$"):
+        call(*flags[:-1], str(tmp_path / "none.pt"))
     assert not folder.exists()
 
 
