@@ -295,7 +295,12 @@ def test_progress_of_another_kind_is_refused(name: str, value: Any, tmp_path: Pa
     save_tensors(tmp_path / "last.pt", progress)
     assert load_run(tmp_path)[0].metrics == [ROW]
     save_tensors(tmp_path / "last.pt", progress | {name: value})
-    fitting = [("device", "text"), ("data_path", "text"), ("versions", {"a": 1}), ("best_model", None)]
+    fitting: list[tuple[str, Any]] = [
+        ("device", "text"),
+        ("data_path", "text"),
+        ("versions", {"a": 1}),
+        ("best_model", None),
+    ]
     fitting += [("best_model", {"a": 1}), ("teacher_width", None), ("teacher_width", 3)]
     if (name, value) not in fitting:
         with pytest.raises(UserError, match=r"last\.pt"):
