@@ -93,8 +93,8 @@ def open_run(config: Config, options: Options) -> Iterator[Run]:
         teacher = load_teacher(config, dataset)
         if dataset.target_accuracy is None and not options.given & {"early_stopping", "target_accuracy"}:
             config = replace(config, early_stopping=False)
-        progress = Progress(config, str(device), data_path, dataset, versions())
-        progress.teacher_width = None if teacher is None else teacher.width
+        width = None if teacher is None else teacher.width
+        progress = Progress(config, str(device), data_path, dataset, versions(), teacher_width=width)
         if options.dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:

@@ -36,6 +36,21 @@ def call(*flags: str) -> None:
     main.main(*parse_args(flags))
 
 
+def call_and_stop(monkeypatch: pytest.MonkeyPatch, *flags: str) -> str:
+    """Start a run that Ctrl-C stops in its second epoch; return what is said then."""
+
+    def stop(*rest: Any, **more: Any) -> tuple[float, float]:
+        if more["epoch"] > 1:
+            torch.rand(99)  # what is drawn in an epoch that breaks off doesn't matter
+            raise KeyboardInterrupt
+        return train(*rest, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
+        patch.setattr(main, "train", stop)
+        call(*flags)
+    return str(caught.value)
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two things from a checkpoint are equal bit for bit, the seconds aside."""
     if isinstance(one, Tensor):
@@ -169,17 +184,9 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
     call(*flags, "--output-dir", str(tmp_path / "whole"))
     folder = tmp_path / "stopped"
 
-    def stop(*rest: Any, **more: Any) -> tuple[float, float]:
-        if more["epoch"] > 1:
-            torch.rand(99)  # what is drawn in an epoch that breaks off doesn't matter
-            raise KeyboardInterrupt
-        return train(*rest, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt) as caught:
-        patch.setattr(main, "train", stop)
-        call(*flags, "--output-dir", str(folder))
+    message = call_and_stop(monkeypatch, *flags, "--output-dir", str(folder))
     again = f"python main.py --resume {shlex.quote(str(folder))}"
-    assert str(caught.value) == f"saved up to epoch 1; to continue: {again}"
+    assert message == f"saved up to epoch 1; to continue: {again}"
     call("--resume", str(folder))
     assert_same_run(folder, tmp_path / "whole")
     call("--resume", str(folder / "last.pt"))  # finished: nothing happens
@@ -194,15 +201,7 @@ def test_a_resumed_run_keeps_its_teacher(tmp_path: Path, monkeypatch: pytest.Mon
     call(*SHORT, "--width", "1.04", "--output-dir", "teacher")
     flags = [*SHORT, "--teacher", "teacher/best.pt"]
     call(*flags, "--output-dir", "whole")
-
-    def stop(*rest: Any, **more: Any) -> tuple[float, float]:
-        if more["epoch"] > 1:
-            raise KeyboardInterrupt
-        return train(*rest, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(main, "train", stop)
-        call(*flags, "--output-dir", "stopped")
+    call_and_stop(monkeypatch, *flags, "--output-dir", "stopped")
     os.remove("teacher/best.pt")
     call("--resume", "stopped")
     assert_same_run(Path("stopped"), Path("whole"))

@@ -2,20 +2,18 @@ import copy
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from conftest import SHORT
-from test_main import assert_same_run, call
+from test_main import assert_same_run, call, call_and_stop
 from torch import nn
 from torch.optim import SGD
 
-import main
 from config import FAST
 from model import Net
 from muon import MOMENTUM, Muon, orthogonalize
-from train import advance, make_optimizer, train
+from train import advance, make_optimizer
 
 SIZES = [(10, 9), (16, 90), (10, 16), (16, 144), (40, 16), (1, 1)]
 
@@ -114,14 +112,6 @@ def test_a_copy_goes_on_as_the_optimizer_does() -> None:
 def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = [*SHORT, "--opt", "muon"]
     call(*flags, "--output-dir", str(tmp_path / "whole"))
-
-    def stop(*rest: Any, **more: Any) -> tuple[float, float]:
-        if more["epoch"] > 1:
-            raise KeyboardInterrupt
-        return train(*rest, **more)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(main, "train", stop)
-        call(*flags, "--output-dir", str(tmp_path / "stopped"))
+    call_and_stop(monkeypatch, *flags, "--output-dir", str(tmp_path / "stopped"))
     call("--resume", str(tmp_path / "stopped"))
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
