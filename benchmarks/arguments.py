@@ -89,16 +89,24 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     return (Sweep(**vars(args), options=options, configs=configs, common_flags=shlex.join(common_flags)),)
 
 
+def list_settings(config: Config, recipe: Config = ORIGINAL) -> list[str]:
+    """Return as 'name=value' all settings but the seed that differ from those of ``recipe``.
+
+    A hash of its content stands for a teacher, unless it is that of ``recipe``.
+    """
+    settings = dict(vars(config))
+    if config.teacher not in ("none", recipe.teacher):
+        content = (Path(__file__).parent.parent / config.teacher).read_bytes()
+        settings["teacher"] = hashlib.sha256(content).hexdigest()[:10]
+    return [f"{name}={settings[name]}" for name in SETTINGS if settings[name] != getattr(recipe, name)]
+
+
 def sweep_name(config: Config, data_path: str) -> str:
     """Return a file name for all settings but the seed: the recipe, and the differences from it.
 
-    A hash replaces the path of a folder of pictures, the content of a teacher, and the end of a long name.
+    A hash replaces the path of a folder of pictures, and the end of a long name.
     """
-    recipe, settings = vars(RECIPES[config.recipe]), dict(vars(config))
-    if config.teacher not in ("none", recipe["teacher"]):
-        settings["teacher"] = hashlib.sha256(Path(config.teacher).read_bytes()).hexdigest()[:10]
-    changed = [f"{name}={settings[name]}" for name in SETTINGS if settings[name] != recipe[name]]
-    name = "-".join([config.recipe, *changed])
+    name = "-".join([config.recipe, *list_settings(config, RECIPES[config.recipe])])
     if config.dataset != "folder" and len(name) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(os.fsencode(f"{name} {data_path}"))

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 import main as experiment
 from benchmarks import summary
-from benchmarks.arguments import Sweep, sweep_name
+from benchmarks.arguments import Sweep, list_settings, sweep_name
 from benchmarks.summary import Row, read_runs
 from checkpoint import Progress, load_run, versions
 from config import Config
@@ -44,7 +44,7 @@ Table = dict[int, Row]  # rows by seed
 NUMBERS = ["epoch_reached", "seconds_to_target", "best", "last", "best_on_test", "seconds"]
 COLUMNS = [
     *("seed", "split", "target", *NUMBERS, "device", "python", "torch", "torchvision", "machine"),
-    *("data_path", "accuracy_by_epoch", "error"),
+    *("data_path", "accuracy_by_epoch", "error", "settings"),
 ]
 CONTINUE = "the same command continues from here"
 
@@ -94,6 +94,7 @@ def describe(error: BaseException) -> str:
 def new_row(config: Config, sweep: Sweep) -> Row:
     """Return the row of a run that has no result yet."""
     row = dict.fromkeys(COLUMNS, "") | versions() | {"seed": str(config.seed), "target": f"{sweep.target:g}"}
+    row["settings"] = " ".join(list_settings(config))
     if config.dataset != "mnist":  # fsencode, as a path can have bytes that are not text
         row["data_path"] = os.fsencode(sweep.options.data_path).decode(errors="backslashreplace")
     return row
@@ -202,13 +203,15 @@ def train_all(runs: dict[Path, Config], sweep: Sweep, tables: dict[Path, Table])
 
 
 def load_table(config: Config, folder: Path, target: float) -> Table:
-    """Read the table beside ``folder``; its runs must have the schedule of ``config`` and ``target``."""
+    """Read the table beside ``folder``; its runs must have the settings of ``config``, and ``target``.
+
+    The file's name doesn't ensure that: a recipe, or its teacher, may have changed since.
+    """
     path = Path(f"{folder}.csv")
     rows = read_runs(path, COLUMNS, [*NUMBERS, "accuracy_by_epoch"])
-    for row in rows:
-        epochs = len(row["accuracy_by_epoch"].split())
-        if row["target"] != f"{target:g}" or epochs != (0 if row["error"] else config.epochs):
-            raise UserError(f"{path} has another target or schedule: choose another --output-dir")
+    settings = " ".join(list_settings(config))
+    if any((row["target"], row["settings"]) != (f"{target:g}", settings) for row in rows):
+        raise UserError(f"{path} has another target, or other settings: choose another --output-dir")
     return {int(row["seed"]): row for row in rows}
 
 

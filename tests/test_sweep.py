@@ -24,7 +24,7 @@ import main as experiment
 from benchmarks import sweep
 from benchmarks.arguments import parse_sweep
 from benchmarks.summary import Row
-from config import ORIGINAL, Config, Options, parse_args
+from config import ORIGINAL, RECIPES, Config, Options, parse_args
 from datasets import MEAN, STD
 from model import Net
 from runtime.errors import DivergedError, UserError
@@ -133,13 +133,16 @@ def test_runs_without_ray_are_those_of_main(swept: Path, tmp_path: Path, test_se
     assert Path(f"{runs}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("flags", [["--target", "99"], ["--epochs", "3"]])
-def test_rows_of_other_settings_stay_and_do_not_count(swept: Path, tmp_path: Path, flags: list[str]) -> None:
+@pytest.mark.parametrize("recipe, target", [(ORIGINAL, "99"), (replace(ORIGINAL, rotation=9.0), "99.4")])
+def test_rows_of_other_settings_stay_and_do_not_count(
+    recipe: Config, target: str, swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A target may differ, and so may the settings of an earlier version's recipe of the same name."""
     rows, runs = rows_of(swept)
-    name = runs.name.replace("epochs=2", "epochs=3") if "--epochs" in flags else runs.name
-    shutil.copy(f"{runs}.csv", tmp_path / f"{name}.csv")
-    with pytest.raises(UserError, match="has another target or schedule"):
-        sweep_in(tmp_path, *SHORTER, *flags, "--seeds", "2")
+    shutil.copy(f"{runs}.csv", tmp_path)
+    monkeypatch.setitem(RECIPES, "original", recipe)
+    with pytest.raises(UserError, match="has another target, or other settings"):
+        sweep_in(tmp_path, *SHORTER, "--target", target, "--seeds", "2")
     assert rows_of(tmp_path)[0] == rows
 
 
