@@ -32,6 +32,7 @@ import torch
 from torch import nn
 
 import main as experiment
+from benchmarks.arguments import list_settings
 from benchmarks.pipeline import TEST_IMAGES, conventional_loaders, conventional_steps
 from benchmarks.summary import Row, plot_by_seconds, read_runs
 from checkpoint import versions
@@ -140,13 +141,20 @@ def curve_of(row: Row) -> Curve:
     return list(zip(*columns, strict=True))
 
 
+def settings_of(name: str) -> str:
+    """Return the settings of the recipe or peer called ``name``, as they stand in its rows."""
+    return " ".join(list_settings(RUNS[name][0]))
+
+
 def load_rows(path: Path, conditions: list[str]) -> dict[tuple[str, int], Row]:
     """Read the table at ``path``: its rows, which must have the columns ``conditions``, by name and seed."""
-    rows = read_runs(path, ["name", "seed", *NUMBERS, *conditions], NUMBERS)
+    rows = read_runs(path, ["name", "seed", "settings", *NUMBERS, *conditions], NUMBERS)
     for row in rows:
-        lengths = {len(row[column].split()) for column in NUMBERS}
-        if lengths != ({RECIPES[row["name"]].epochs} if row["name"] in RECIPES else {max(*lengths, 1)}):
-            raise UserError(f"{path} has another schedule of {row['name']}: choose another --output-dir")
+        counts = {len(row[column].split()) for column in NUMBERS}
+        if len(counts) > 1 or 0 in counts:
+            raise UserError(f"{path} is damaged; move it away or choose another --output-dir")
+        if row["name"] in RUNS and row["settings"] != settings_of(row["name"]):
+            raise UserError(f"{path} has other settings of {row['name']}: choose another --output-dir")
     return {(row["name"], int(row["seed"])): row for row in rows}
 
 
@@ -174,7 +182,7 @@ def main(output_dir: Path, seeds: int, device_name: str, child: list[str] | None
             seconds, accuracies = (
                 " ".join(map("{:.2f}".format, column)) for column in zip(*curve, strict=True)
             )
-            result = {"seconds": seconds, "accuracy_by_epoch": accuracies}
+            result = {"seconds": seconds, "accuracy_by_epoch": accuracies, "settings": settings_of(name)}
             rows[name, seed] = {"name": name, "seed": str(seed)} | result | conditions
             write_table(path, [rows[key] for key in sorted(rows)])
     for line in sorted({", ".join(f"{key} {rows[run][key]}" for key in conditions) for run in runs}):

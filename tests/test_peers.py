@@ -79,12 +79,14 @@ def test_a_comparison_continues_where_it_was_stopped(
     assert RECIPES.keys() - {"teacher"} < set(peers.NAMES)
     peers.main(tmp_path, 1, "cpu", None)
     assert "| default | 99.100 | 3 |" in capsys.readouterr().out
+    monkeypatch.setitem(peers.RUNS, "new", (ORIGINAL, peers.make_recipe))
     monkeypatch.setattr(peers, "NAMES", ["default", "new"])  # rows stay, whether they are asked for or not
     peers.main(tmp_path, 1, "cpu", None)
     kept = list(csv.DictReader((tmp_path / "peers.csv").open()))
     assert [row for row in kept if row["name"] != "new"] == rows and len(kept) == len(rows) + 1
-    monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], epochs=20))
-    with pytest.raises(UserError, match=r"peers\.csv has another schedule of default"):
+    changed = replace(RECIPES["default"], rotation=9.0)  # by a later version
+    monkeypatch.setitem(peers.RUNS, "default", (changed, peers.make_recipe))
+    with pytest.raises(UserError, match=r"peers\.csv has other settings of default"):
         peers.main(tmp_path, 2, "cpu", None)
 
 
@@ -100,10 +102,10 @@ def test_a_comparison_continues_where_it_was_stopped(
 )
 def test_a_damaged_table_is_one_line(content: str, tmp_path: Path) -> None:
     conditions = [*versions(), "device", "threads"]
-    columns = ",".join(["name", "seed", "seconds", "accuracy_by_epoch", *conditions])
+    columns = ",".join(["name", "seed", "seconds", "accuracy_by_epoch", "settings", *conditions])
     table = tmp_path / "peers.csv"
-    table.write_text(content.format(columns=columns, rest="," * len(conditions)))
-    with pytest.raises(UserError, match=r"peers\.csv (is damaged|has another schedule)"):
+    table.write_text(content.format(columns=columns, rest="," * (1 + len(conditions))))
+    with pytest.raises(UserError, match=r"peers\.csv is damaged"):
         peers.main(tmp_path, 1, "cpu", None)
 
 
