@@ -67,7 +67,7 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """Return what a result depends on besides the code."""
+    """Return the versions of Python and PyTorch, and the kind of machine."""
     packages = {name: version(name) for name in ("torch", "torchvision")}
     machine = f"{platform.system()} {platform.machine()}"
     return {"python": platform.python_version(), **packages, "machine": machine}

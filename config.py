@@ -82,7 +82,7 @@ class Config:
         None, "number of batches to train on in each epoch (default: all)", 1, 10**6
     )
     use_deterministic_algorithms: bool = setting(
-        False, "make a run repeatable bit for bit on CUDA too, which takes longer"
+        False, "use only deterministic algorithms on CUDA, which takes longer"
     )
 
     def __post_init__(self) -> None:
@@ -209,7 +209,7 @@ DATA_PATH_HELP = "folder of the data set, if it has moved since the training; MN
 
 @dataclass(frozen=True)
 class Options:
-    """The options that don't change a run's result, and may differ when it is resumed."""
+    """The options that are not settings of a run: what to do, where, and with which files."""
 
     output_dir: str | None = setting(
         None, "new or empty folder for the results (default: a new one under runs/)"

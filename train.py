@@ -22,13 +22,13 @@ BAR_INTERVAL = 25  # batches between updates of the progress bar's text; each up
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The objects that training updates in place."""
+    """The objects that an epoch needs and last.pt saves. Training updates all but the teacher, in place."""
 
     model: Net
     optimizer: Optimizer
     scheduler: LRScheduler
     ema: Net | None  # running average of the network
-    teacher: Net | None = None  # not trained; saved like the others, so that a resumed run has the same
+    teacher: Net | None = None
 
     @property
     def eval_model(self) -> Net:
@@ -98,7 +98,7 @@ def train(
     - ``train_loader`` yields images, float32 (N, 1, H, W), and targets, int64 (N,).
     - The model maps images to log-probabilities, or to logits, (N, classes).
     - ``scheduler`` moves after each batch.
-    - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016). It smooths a teacher's probabilities too.
+    - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
     - ``ema``, at first a copy of the model, becomes the running average of its weights. ``ema_decay`` is in
       [0, 1).
     - ``teacher``, a network in evaluation mode, replaces the targets by its probabilities for the same

@@ -46,7 +46,10 @@ class EpochMetrics:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, on the CPU and in evaluation mode. Of bare weights, nothing else is known."""
+    """A trained network, on the CPU and in evaluation mode.
+
+    For a file of weights alone, MNIST is assumed, and the other fields keep their defaults.
+    """
 
     path: Path
     model: Net
