@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from datasets import MNIST, Dataset
 from datasets.pictures import ENOUGH, LONGEST_SIDE, Floats, border, fit_to_28x28, read_picture
 from predict.preprocess import FRAME, DigitImage, read_digits
 from predict.segment import Box
-from runtime.errors import UserError, printable
+from runtime.errors import UsageError, UserError, printable
 from runtime.files import replace_file
 from trained import Trained, load_trained
 
@@ -66,10 +67,11 @@ def as_line(file: str, answer: Answer, digits: list[Digit]) -> str:
 
 def expand(name: str) -> list[str]:
     """Return the pictures in the folder ``name``, sorted; [``name``] if it is a file or has none."""
-    if not Path(name).is_dir():
-        return [name]
     suffixes = {*Image.registered_extensions(), ".heic", ".heif"}
-    files = [path for path in Path(name).iterdir() if path.suffix.lower() in suffixes]
+    try:
+        files = [path for path in Path(name).iterdir() if path.suffix.lower() in suffixes]
+    except OSError:  # no folder, or one that can't be read, as read_image will say
+        return [name]
     return sorted(str(path) for path in files if not path.name.startswith(".")) or [name]
 
 
@@ -80,6 +82,7 @@ def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Di
     - If the data set is not like digits, the whole picture is the only "digit".
     """
     if Path(name).is_dir():
+        os.scandir(name).close()  # raises if the folder can't be read
         raise UserError("there is no picture in this folder")
     with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
         rgb, scale = read_picture(file, LONGEST_SIDE if dataset.digit_like else ENOUGH)
@@ -103,7 +106,7 @@ def predict(trained: Trained, lines: list[list[DigitImage]], scale: float = 1) -
     confidences, labels = (values.tolist() for values in log_probs.exp().topk(2))
     digits = []
     for (box, image), (first, second), (best, next_best) in zip(images, confidences, labels, strict=True):
-        unsure = first < UNSURE or (trained.dataset.digit_like and bool(image.mean() > HEAVY))
+        unsure = not first >= UNSURE or (trained.dataset.digit_like and bool(image.mean() > HEAVY))
         box = Box(*(math.floor(side * scale + 0.5) for side in box))
         digits.append(Digit(classes[best], first, classes[next_best], second, unsure, box))
     if len(digits) == 1:
@@ -146,6 +149,8 @@ def main(images: list[str], weights: str | None, as_json: bool = False, save: st
     print(f"Weights: {trained}", file=sys.stderr)
     if save is not None:
         Path(save).mkdir(parents=True, exist_ok=True)
+        if any(Path(save).iterdir()):  # perhaps pictures, which must not be overwritten
+            raise UsageError(f"argument --save: {save} is not empty: name a new folder")
     files, answered = [file for name in images for file in expand(name)], 0
     bar = tqdm(files, unit=" pictures", leave=False, disable=None if len(files) >= MANY else True)
     for number, file in enumerate(bar, 1):

@@ -27,7 +27,7 @@ from datasets import MNIST, Dataset, load_mnist
 from datasets.pictures import read_colors
 from model import Net
 from predict.preprocess import read_digits
-from runtime.errors import UserError
+from runtime.errors import UsageError, UserError
 from trained import load_trained, newest_trained
 
 ROOT = Path(__file__).parents[1]
@@ -254,6 +254,14 @@ def test_save_shows_what_the_network_was_shown(tmp_path: Path) -> None:
     assert (red.sum(axis=0) > 40).sum() == 6  # left and right sides of three boxes
 
 
+def test_save_overwrites_nothing(tmp_path: Path) -> None:
+    for name in ("a.png", "1-a.png"):
+        shutil.copy(SEVEN, name)
+    with pytest.raises(UsageError, match=r"--save: \. is not empty"):
+        command.main(["a.png", "1-a.png"], WEIGHTS, save=".")
+    assert Path("1-a.png").read_bytes() == Path(SEVEN).read_bytes()
+
+
 @pytest.mark.slow
 def test_names_that_the_terminal_cannot_encode_are_escaped(tmp_path: Path) -> None:
     shutil.copy(SEVEN, tmp_path / "七.png")
@@ -270,7 +278,7 @@ def test_bad_files_do_not_stop_the_good(tmp_path: Path, capsys: Capture) -> None
     (tmp_path / "cut.png").write_bytes(Path(SEVEN).read_bytes()[:500])
     (tmp_path / "folder").mkdir()
     (tmp_path / "line\nbreak.png").touch()
-    bad = ["blank.png", "text.png", "missing.png", "cut.png", "folder", "line\nbreak.png"]
+    bad = ["blank.png", "text.png", "missing.png", "cut.png", "folder", "line\nbreak.png", "a" * 300]
     assert command.main([bad[0], SEVEN, *bad[1:], THREE], WEIGHTS) == 1
     out, err = capsys.readouterr()
     assert [line.split(": ")[1][0] for line in out.splitlines()] == ["7", "3"]
@@ -281,6 +289,7 @@ def test_bad_files_do_not_stop_the_good(tmp_path: Path, capsys: Capture) -> None
         "damaged",
         "no picture in this folder",
         "not a picture",
+        "File name too long",
     ]
     lines = err.splitlines()[1:]
     assert len(lines) == len(bad)
