@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
+from config import choose_data_path
 from datasets import MNIST, load_test
 from report import scores
 from runtime.errors import UserError
@@ -102,4 +103,5 @@ def main(run: str | None, data_path: str | None = None) -> None:
     path = None if run is None else Path(run)
     trained = load_trained(path / "best.pt" if path and path.is_dir() else path)
     print(f"Weights: {trained}", flush=True)
-    print(write_report(trained, data_path or trained.data_path), flush=True)
+    data_path = choose_data_path(data_path, trained.dataset.name, trained.data_path)
+    print(write_report(trained, data_path), flush=True)

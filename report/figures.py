@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -202,16 +203,19 @@ def mistakes(
 
 @styled
 def filters(weights: Tensor) -> Plot:
-    """Draw the filters of the first layer, ``weights``, float32 (10, 1, 3, 3), on one scale."""
+    """Draw the filters of the first layer, ``weights``, float32 (filters, 1, 3, 3), on one scale."""
     most = float(weights.abs().max()) or 1.0
-    figure = Figure(figsize=(WIDTH, 3.3))
-    grid = figure.subplots(2, 5)
-    for number, (axes, weight) in enumerate(zip(grid.flat, weights[:, 0].numpy(), strict=True), 1):
+    rows = math.ceil(len(weights) / 5)
+    figure = Figure(figsize=(WIDTH, 1.1 + 1.1 * rows))
+    grid = figure.subplots(rows, 5, squeeze=False)
+    for axes in grid.flat[len(weights) :]:
+        axes.set_axis_off()
+    for number, (axes, weight) in enumerate(zip(grid.flat, weights[:, 0].numpy(), strict=False), 1):
         image = axes.imshow(weight, cmap="RdBu_r", vmin=-most, vmax=most)
         axes.set(xticks=[], yticks=[], title=f"{number}")
         axes.grid(False)
         axes.spines[:].set_visible(True)
     bar = figure.colorbar(image, ax=grid, orientation="horizontal", fraction=0.06, aspect=40, label="weight")
     bar.outline.set_visible(False)
-    alt = "The ten 3×3 filters of the first convolution, positive weights red, negative blue."
+    alt = f"The {len(weights)} 3×3 filters of the first convolution, positive weights red, negative blue."
     return Plot(to_png(figure), alt)

@@ -10,6 +10,7 @@ from trained import EpochMetrics
 pytest.importorskip("matplotlib")
 
 import matplotlib
+from matplotlib.figure import Figure
 
 from report import figures
 
@@ -52,6 +53,20 @@ def test_any_number_of_classes_with_any_names_is_drawn(count: int) -> None:
         figures.mistakes(images[:20], labels[:20], predictions[:20], confidence[:20], classes),
     ]
     assert all(plot.png[:4] == b"\x89PNG" and classes[1] in plot.alt for plot in plots)
+
+
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_the_filters_of_any_width_are_drawn(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+
+    def to_png(figure: Figure) -> bytes:
+        drawn.append(figure)
+        return b""
+
+    monkeypatch.setattr(figures, "to_png", to_png)
+    assert f"The {count} " in figures.filters(torch.randn(count, 1, 3, 3)).alt
+    images = [axes for axes in drawn[0].axes if axes.images]
+    assert [axes.get_title() for axes in images] == [str(number) for number in range(1, count + 1)]
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
