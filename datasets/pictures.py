@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from datasets.mnist import SIDE, Images, split_holdout
 from runtime.errors import UserError
@@ -27,6 +27,16 @@ with contextlib.suppress(ImportError):  # HEIC, the format of iPhones, where pil
 
 HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")  # bytes 4 to 11 of a file
 GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
+# How a picture of each EXIF orientation becomes upright.
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # The usual names of a data set's parts, in lower case: training, test and validation set.
 PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
 # Hidden files, and what Windows, macOS and file servers add to a folder.
@@ -66,7 +76,10 @@ def read_colors(picture: Image.Image) -> Floats:
 
     Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
     """
-    picture = ImageOps.exif_transpose(picture)
+    # ImageOps.exif_transpose does the same, but fails if another EXIF tag is damaged.
+    method = TRANSPOSES.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    if method is not None:
+        picture = picture.transpose(method)
     if picture.mode.startswith("I;16"):
         low, high, picture = 0.0, 65535.0, picture.convert("I")
     elif picture.mode in ("I", "F"):
