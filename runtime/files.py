@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 
 try:
     import fcntl
@@ -63,16 +63,21 @@ def claim_folder(name: str | None, default: Path) -> Path:
 
 def warn(message: str) -> None:
     """Print ``message`` as a warning on stderr."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
+    print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, and to the disk. After any failure, ``path`` is as it was before.
 
-    The ``OSError`` that it raises has a message for the user.
+    A symbolic link stays, and its target is written. So does a device, such as /dev/null. The ``OSError``
+    that it raises has a message for the user.
     """
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.is_char_device() or path.is_fifo():
+            path.write_bytes(content)
+            return
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()

@@ -21,6 +21,20 @@ def test_replace_file_leaves_what_was_there(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the files are POSIX's")
+def test_replace_file_keeps_links_and_devices(tmp_path: Path) -> None:
+    link, target, pipe = tmp_path / "link", tmp_path / "target", tmp_path / "pipe"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    replace_file(link, b"new")
+    assert link.is_symlink() and target.read_bytes() == b"new"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    replace_file(pipe, b"new")
+    assert pipe.is_fifo() and os.read(reader, 9) == b"new"
+    os.close(reader)
+
+
 def test_a_lock_is_on_a_file_that_is_open_for_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
