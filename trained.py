@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from config import Config, Options, value_type
-from datasets import MNIST, Dataset
+from datasets import MNIST, SIDE, Dataset
 from model import Net
 from runtime.errors import UsageError, UserError
 from runtime.tensor_files import load_tensors
@@ -92,10 +92,11 @@ def load_trained(file: str | Path | None) -> Trained:
         model.load_state_dict(find_state_dict(content))
     except Exception:  # whatever the file holds instead
         raise UserError(f"{path} holds another network than the one in model.py") from None
-    for name, value in model.state_dict().items():
-        if not value.isfinite().all() or (name.endswith("running_var") and (value < 0).any()):
-            raise UserError(f"{path} is refused: impossible values in {name}")
-    return load_dataclass(path, Trained, {"path": path, "model": model, **known})
+    trained = load_dataclass(path, Trained, {"path": path, "model": model, **known})
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None].expand(2, SIDE, SIDE)
+    if not trained.log_probs(black_and_white).isfinite().all():
+        raise UserError(f"{path} is refused: its weights give results that are no numbers")
+    return trained
 
 
 def load_teacher(config: Config, dataset: Dataset) -> Net | None:

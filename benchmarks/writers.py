@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datasets import MNIST
 from datasets.pictures import read_colors
 from predict.preprocess import read_digits
 from runtime.errors import UserError
@@ -48,6 +49,8 @@ def main(files: list[str]) -> None:
     prepared = [read_digits(read_colors(picture))[0][0].image for picture in pictures]
     images = torch.from_numpy(np.stack(prepared))
     for trained in map(load_trained, files) if files else [load_trained(None)]:
+        if trained.dataset.classes != MNIST.classes:
+            raise UserError(f"{trained.path} was not trained on the digits 0 to 9: name other weights")
         correct = trained.log_probs(images).argmax(dim=1) == labels
         first, last = int(correct[:TUNED_ON].sum()), int(correct[TUNED_ON:].sum())
         count = len(labels) - TUNED_ON

@@ -98,6 +98,7 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
     "NaN": lambda: changed(lambda m: m[WEIGHT].view(-1)[4:5].fill_(float("nan"))),
     "a tensor for the format": lambda: saved(good() | {"format": torch.tensor([2, 2])}),
     "compressed": compressed,
+    "weights that overflow": lambda: changed(lambda m: [m[name].mul_(1e20) for name in m if "conv" in name]),
     "a negative variance": lambda: changed(lambda m: m["bn1.running_var"].neg_()),
     "an accuracy of NaN": lambda: saved(good() | {"metrics": asdict(ROW) | {"eval_accuracy": float("nan")}}),
     "an accuracy of 101 %": lambda: saved(good() | {"metrics": asdict(ROW) | {"train_accuracy": 101.0}}),
