@@ -1,6 +1,7 @@
 """A run's folder: save, load, resume."""
 
 import contextlib
+import hashlib
 import platform
 import tempfile
 import time
@@ -36,6 +37,7 @@ class Progress:
     versions: dict[str, str]
     metrics: list[EpochMetrics] = field(default_factory=list)
     teacher_width: float | None = None  # None if there is no teacher
+    data_hash: str | None = None  # of all images and labels
     finished: bool = False
     best_model: dict[str, Tensor] | None = None  # weights of the first epoch with the highest accuracy
 
@@ -73,6 +75,15 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages, "machine": machine}
 
 
+def hash_data(loaders: Loaders) -> str:
+    """Return the SHA-256 of the images and labels that a run trains on, and of those that it evaluates."""
+    digest = hashlib.sha256()
+    for loader in loaders:
+        for tensor in (loader.images, loader.labels):
+            digest.update(tensor.cpu().numpy().data)
+    return digest.hexdigest()
+
+
 @contextlib.contextmanager
 def open_run(config: Config, options: Options) -> Iterator[Run]:
     """Open a new run, or one that is resumed, and load its data."""
@@ -87,14 +98,18 @@ def open_run(config: Config, options: Options) -> Iterator[Run]:
             return
         # The data comes first: if it can't be loaded, no folder is left behind.
         device = select_device(options.device)
-        data_path = choose_data_path(options, config.dataset, options.data_path)
+        data_path = choose_data_path(options.given_data_path, config.dataset, options.data_path)
         loaders = get_loaders(config, device, data_path)
         dataset = loaders[0].dataset
         teacher = load_teacher(config, dataset)
         if dataset.target_accuracy is None and not options.given & {"early_stopping", "target_accuracy"}:
             config = replace(config, early_stopping=False)
         width = None if teacher is None else teacher.width
-        progress = Progress(config, str(device), data_path, dataset, versions(), teacher_width=width)
+        progress = Progress(
+            *(config, str(device), data_path, dataset, versions()),
+            teacher_width=width,
+            data_hash=hash_data(loaders),
+        )
         if options.dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
@@ -120,11 +135,12 @@ def resume_run(folder: Path, config: Config, options: Options) -> Run:
     except UsageError:
         problem = f"{folder} was trained on {progress.device}, which can't be used here"
         raise UserError(f"{problem}: to continue on the CPU, add --device cpu") from None
-    progress.data_path = choose_data_path(options, progress.dataset.name, progress.data_path)
-    if progress.dataset != MNIST and not Path(progress.data_path).exists():
+    dataset = progress.dataset
+    progress.data_path = choose_data_path(options.given_data_path, dataset.name, progress.data_path)
+    if dataset != MNIST and not Path(progress.data_path).exists():
         raise UserError(f"the data of {folder} is no longer in {progress.data_path}: add --data-path")
     loaders = get_loaders(progress.config, device, progress.data_path)
-    if loaders[0].dataset != progress.dataset:
+    if progress.data_hash not in (None, hash_data(loaders)) or loaders[0].dataset != dataset:
         raise UserError(f"--data-path {progress.data_path}: not the data that {folder} was trained on")
     progress.versions = versions()
     if progress.epoch == 0 or progress.teacher_width is None:

@@ -37,9 +37,7 @@ class Config:
     dataset: str = setting("mnist", "data set", choices=("mnist", *TORCHVISION, "folder"))
     epochs: int = setting(19, "passes over the training set", 1, 10_000)
     batch_size: int = setting(128, "images in a training step", 1, 60_000)
-    opt: str = setting(
-        "sgd", "optimizer; muon is for the weights of the convolutions", choices=("sgd", "muon")
-    )
+    opt: str = setting("sgd", "optimizer; muon: for the convolutions' weights", choices=("sgd", "muon"))
     # The notebook passes lr=0.015 and momentum=0.9 to SGD. OneCycleLR replaces both before the first step, by
     # max_lr / div_factor = 0.015 / 10 and by a cycled momentum. These are the values that take effect.
     lr: float = setting(0.0015, "learning rate at the start of the schedule", 1e-9, 100)
@@ -68,9 +66,7 @@ class Config:
     model_ema_decay: float = setting(
         0.0, "decay of the running average of the weights, which is evaluated; 0: no average", 0, 0.999999
     )
-    target_accuracy: float = setting(
-        99.4, "accuracy in percent for early stopping, which it turns on", 1, 100
-    )
+    target_accuracy: float = setting(99.4, "accuracy in percent to stop at; turns early stopping on", 1, 100)
     early_stopping: bool = setting(
         True, "stop after the first epoch that reaches the target (default for other data sets: no)"
     )
@@ -225,6 +221,10 @@ class Options:
     dry_run: bool = setting(False, "check that everything works: one epoch of three batches, no results kept")
     given: frozenset[str] = frozenset()  # names of the settings and options that were given as flags
 
+    @property
+    def given_data_path(self) -> str | None:
+        return self.data_path if "data_path" in self.given else None
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ``UsageError``, and allows no abbreviations of flags."""
@@ -291,10 +291,10 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     return replace(recipe, **implied | given), Options(**options, given=frozenset(options | given))
 
 
-def choose_data_path(options: Options, dataset: str, default: str) -> str:
-    """Return the folder of the data set called ``dataset``: --data-path if it is given, else ``default``."""
+def choose_data_path(given: str | None, dataset: str, default: str) -> str:
+    """Return the folder of the data set ``dataset``: the ``given`` --data-path, or else ``default``."""
     if dataset == "mnist":
-        if "data_path" in options.given:
-            raise UsageError("argument --data-path: needs --dataset; MNIST is included and needs no path")
+        if given is not None:
+            raise UsageError("argument --data-path: the data set is MNIST, which is included")
         return default
-    return os.path.abspath(options.data_path if "data_path" in options.given else default)
+    return os.path.abspath(default if given is None else given)

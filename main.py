@@ -135,7 +135,7 @@ def evaluate(config: Config, options: Options) -> None:
     # given has the flags that the user wrote.
     if "dataset" in options.given and config.dataset != trained.dataset.name:
         raise UsageError(f"argument --dataset: the weights were trained on {trained.dataset.name}")
-    data_path = choose_data_path(options, trained.dataset.name, trained.data_path)
+    data_path = choose_data_path(options.given_data_path, trained.dataset.name, trained.data_path)
     test(trained.model.to(device), device, get_test_loader(trained.dataset, data_path, device))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from config import ORIGINAL, RECIPES, Config, Options, Parser, flag
+from config import ORIGINAL, RECIPES, Config, Options, Parser, choose_data_path, flag
 from config import parse_args as parse_settings
 
 NOT_VARIED = {"seed", "early_stopping", "target_accuracy"}  # by a sweep
@@ -82,10 +82,15 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     for flags in args.grid or [()]:
         config = replace(parse_settings([*common_flags, *flags])[0], early_stopping=False)
         configs[config] = " ".join(flags)
+        choose_data_path(options.given_data_path, config.dataset, options.data_path)  # refuses one for MNIST
         if args.grid and config.holdout == 0:
             parser.error("argument --holdout: must be above 0, as a grid is compared on held-out images")
     args.output_dir = args.output_dir.resolve()
-    options = Options(device=options.device, data_path=os.path.abspath(options.data_path))
+    options = Options(
+        device=options.device,
+        data_path=os.path.abspath(options.data_path),
+        given=options.given & {"device", "data_path"},
+    )
     return (Sweep(**vars(args), options=options, configs=configs, common_flags=shlex.join(common_flags)),)
 
 

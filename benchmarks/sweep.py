@@ -65,9 +65,11 @@ def train_run(folder: Path, config: Config, sweep: Sweep) -> Row:
             fcntl.flock(log, fcntl.LOCK_EX)  # waits for a worker of a killed sweep
         try:
             if (folder / "last.pt").exists():
-                options = replace(sweep.options, resume=str(folder), given=frozenset(vars(config)))
+                given = sweep.options.given | vars(config).keys()
+                options = replace(sweep.options, resume=str(folder), given=given)
             else:
-                shutil.rmtree(folder, ignore_errors=True)
+                if not (folder / "best.pt").exists():  # a start that was killed has left nothing of use
+                    shutil.rmtree(folder, ignore_errors=True)
                 options = replace(sweep.options, output_dir=str(folder))
             experiment.main(config, options)
             row = make_row(load_run(folder)[0], sweep)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from config import choose_data_path
 from datasets import MNIST, load_test
 from export import c_code, c_int8, onnx_file, web
 from export.__main__ import FILES
 from export.network import Predictor
-from runtime.errors import UserError
+from runtime.errors import UserError, printable
 from runtime.files import replace_file
 from trained import Trained, load_trained
 
@@ -70,10 +71,10 @@ def main(formats: Sequence[str], weights: str | None, output_dir: str | None, da
     """
     trained, status = load_trained(weights), 0
     print(f"Weights: {trained}")
-    data_path = data_path or trained.data_path
+    data_path = choose_data_path(data_path, trained.dataset.name, trained.data_path)
     images, labels = load_test(trained.dataset, data_path)
     expected = trained.log_probs(images)
-    folder = Path(output_dir) if output_dir else trained.path.parent
+    folder = trained.path.parent if output_dir is None else Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     suitable = [name for name in FILES if name != "web" or trained.dataset == MNIST]
     formats = list(dict.fromkeys(formats)) or suitable
@@ -89,7 +90,7 @@ def main(formats: Sequence[str], weights: str | None, output_dir: str | None, da
                 check = compare(predict(images), expected, labels, int8=name == "c-int8")
             replace_file(path, content)
         except UserError as error:
-            print(f"export: error: {path}: {error}", file=sys.stderr)
+            print(printable(f"export: error: {path}: {error}"), file=sys.stderr)
             status = 1
         except KeyboardInterrupt as stop:
             raise type(stop)(f"{count} of {len(formats)} formats were done") from None

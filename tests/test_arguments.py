@@ -68,6 +68,7 @@ def test_names_fit_any_file_system_and_differ(tmp_path: Path) -> None:
         ("--target nan", "--target"),
         ("--resume runs/a", "--resume"),
         ("--recipe Best", "--recipe"),
+        ("--data-path pictures", "--data-path"),  # without --dataset, it is MNIST
         ("--epoch 3", "--epoch"),
     ],
 )

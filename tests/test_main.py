@@ -485,7 +485,7 @@ def test_a_run_on_a_folder_of_pictures(
     assert load_run(Path("runs/a"))[0].data_path == str(data)
     with pytest.raises(UserError, match=r"--data-path .*other: not the data that runs/a was trained on"):
         call("--resume", "runs/a", "--data-path", str(other))
-    with pytest.raises(UsageError, match="argument --data-path: needs --dataset; MNIST is included"):
+    with pytest.raises(UsageError, match="argument --data-path: the data set is MNIST"):
         call("--data-path", str(data), "--output-dir", "runs/b")  # --dataset folder was forgotten
     assert not Path("runs", "b").exists()
     with pytest.raises(UsageError, match="argument --dataset: the run has folder, not mnist"):
@@ -494,6 +494,12 @@ def test_a_run_on_a_folder_of_pictures(
     moved = data.rename(tmp_path / "moved")
     with pytest.raises(UserError, match=rf"the data of runs/a is no longer in {data}: add --data-path"):
         call("--resume", "runs/a")
+    picture = next(path for path in moved.rglob("*.*") if path.is_file())
+    content = picture.read_bytes()
+    Image.new("L", (28, 28), 1).save(picture)
+    with pytest.raises(UserError, match="moved: not the data that runs/a was trained on"):
+        call("--resume", "runs/a", "--data-path", str(moved))
+    picture.write_bytes(content)
     call("--resume", "runs/a", "--data-path", str(moved))
     out = capsys.readouterr().out
     assert "Total parameters: 9,679\n" in out  # seven channels fewer, of 16 weights and a bias each

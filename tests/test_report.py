@@ -4,6 +4,7 @@ import base64
 import contextlib
 import importlib
 import io
+import os
 import re
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from config import DEFAULT
 from datasets import MNIST, Dataset
 from model import Net
 from report import scores
-from runtime.errors import UserError
+from runtime.errors import UsageError, UserError
 from runtime.files import write_table
 from trained import EpochMetrics, Trained
 
@@ -183,8 +184,8 @@ def test_the_page_of_another_data_set_has_its_classes_names(
 
     monkeypatch.setattr(command, "load_test", load_test)
     skip_plots(monkeypatch, "curves", "calibration", "filters")
-    command.main(str(make_run(tmp_path, dataset)), "pictures")
-    assert loaded == [(dataset, "pictures")]
+    command.main(str(make_run(tmp_path, dataset)), "/pictures")
+    assert loaded == [(dataset, os.path.abspath("/pictures"))]
     assert capsys.readouterr().err == ""
     model = Net(num_classes=2).eval()
     model.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True)["model"])
@@ -222,7 +223,9 @@ def test_the_data_is_where_the_training_found_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(command, "write_report", lambda _, data_path: data_path)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         command.main(str(make_run(tmp_path)))
-    assert out.getvalue().endswith("trained/here\n")
+        with pytest.raises(UsageError, match="argument --data-path: the data set is MNIST"):
+            command.main(str(tmp_path), "pictures")
+    assert "trained/here\n" in out.getvalue()
 
 
 def read_stub_page(split: str, best: int) -> str:

@@ -228,6 +228,25 @@ def test_any_other_error_ends_the_sweep_and_leaves_no_row(
     assert tried == [1, 2, 2, 3]
 
 
+def test_a_run_is_resumed_with_the_sweeps_device_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[frozenset[str]] = []
+
+    def main(config: Config, options: Options) -> None:
+        given.append(options.given)
+        raise DivergedError("the loss became nan")
+
+    monkeypatch.setattr("main.main", main)
+    for name in ("seed-1/last.pt", "seed-2/best.pt", "seed-3/metrics.csv"):
+        (tmp_path / "default" / name).parent.mkdir(parents=True)
+        (tmp_path / "default" / name).touch()
+    with pytest.raises(UserError, match="3 of 3 runs diverged"):
+        sweep_in(tmp_path, "--seeds", "3", "--device", "cpu")
+    assert {"device", "recipe"} <= given[0] and "data_path" not in given[0]
+    assert [path.name for path in sorted(tmp_path.glob("default/*/*"))] == ["last.pt", "best.pt"]
+
+
 def make_pictures(folder: Path) -> None:
     for split, name in itertools.product(("train", "test"), ("a", "b")):
         (folder / split / name).mkdir(parents=True)
