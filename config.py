@@ -295,6 +295,6 @@ def choose_data_path(given: str | None, dataset: str, default: str) -> str:
     """Return the folder of the data set ``dataset``: the ``given`` --data-path, or else ``default``."""
     if dataset == "mnist":
         if given is not None:
-            raise UsageError("argument --data-path: the data set is MNIST, which is included")
+            raise UsageError("argument --data-path: for MNIST, leave it out; for other data, add --dataset")
         return default
     return os.path.abspath(default if given is None else given)

@@ -149,6 +149,8 @@ def main(config: Config, options: Options) -> None:
             return print(f"{run.folder} is finished: {best}", flush=True)
         try:
             train_run(run, options.tensorboard)
+            if options.dry_run:
+                print("This was a dry run: no results are kept")
         except KeyboardInterrupt as stop:
             saved = f"saved up to epoch {run.saved_epoch}" if run.saved_epoch else "no epoch was complete"
             command = f"python main.py --resume {shlex.quote(str(run.folder))}"

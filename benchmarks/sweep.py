@@ -46,6 +46,7 @@ COLUMNS = [
     *("seed", "split", "target", *NUMBERS, "device", "python", "torch", "torchvision", "machine"),
     *("data_path", "accuracy_by_epoch", "error", "settings"),
 ]
+TITLES = {"last": "last, after the last epoch", "best_on_test": "best_on_test, of best.pt on the test set"}
 CONTINUE = "the same command continues from here"
 
 
@@ -248,9 +249,11 @@ def main(sweep: Sweep) -> None:
     else:
         for column in ("last", "best_on_test")[: 1 + any(row["best_on_test"] for row in rows)]:
             figures = summary.figures(rows, sweep.target, column)
-            lines = [f"{column}:", *(f"  {name:34s}{value}" for name, value in figures.items())]
+            lines = [f"{TITLES[column]}:", *(f"  {name:34s}{value}" for name, value in figures.items())]
             print("\n".join(lines), flush=True)
-        summary.plot(rows, sweep.target, Path(f"{next(iter(folders.values()))}.png"))
+        (folder,) = folders.values()
+        summary.plot(rows, sweep.target, Path(f"{folder}.png"))
+        print(f"\nRows and plot: {folder}.csv, {folder}.png", flush=True)
     errors = [f"seed {row['seed']}: {row['error']}" for row in rows if row["error"]]
     if errors:
         raise UserError(f"{len(errors)} of {len(rows)} runs diverged, {errors[0]} (all: column error)")

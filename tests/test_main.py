@@ -351,7 +351,8 @@ def test_states_that_do_not_fit(part: str, damage: Any, fake: list[float], tmp_p
 def test_dry_run_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     call("--dry-run", "--holdout", "100")
-    assert "Epoch 1/1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Epoch 1/1" in out and out.endswith("This was a dry run: no results are kept\n")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -485,7 +486,7 @@ def test_a_run_on_a_folder_of_pictures(
     assert load_run(Path("runs/a"))[0].data_path == str(data)
     with pytest.raises(UserError, match=r"--data-path .*other: not the data that runs/a was trained on"):
         call("--resume", "runs/a", "--data-path", str(other))
-    with pytest.raises(UsageError, match="argument --data-path: the data set is MNIST"):
+    with pytest.raises(UsageError, match="argument --data-path: for MNIST, leave it out"):
         call("--data-path", str(data), "--output-dir", "runs/b")  # --dataset folder was forgotten
     assert not Path("runs", "b").exists()
     with pytest.raises(UsageError, match="argument --dataset: the run has folder, not mnist"):

@@ -223,7 +223,7 @@ def test_the_data_is_where_the_training_found_it(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(command, "write_report", lambda _, data_path: data_path)
     with contextlib.redirect_stdout(io.StringIO()) as out:
         command.main(str(make_run(tmp_path)))
-        with pytest.raises(UsageError, match="argument --data-path: the data set is MNIST"):
+        with pytest.raises(UsageError, match="argument --data-path: for MNIST, leave it out"):
             command.main(str(tmp_path), "pictures")
     assert "trained/here\n" in out.getvalue()
 

@@ -118,7 +118,7 @@ def test_runs_without_ray_are_those_of_main(swept: Path, tmp_path: Path, test_se
     check_against_main(swept, SHORTER, tmp_path, seeds=[2])
     out = (swept / "out").read_text(encoding="utf-8")
     assert "seed-1: " in out and "(1 of 2 runs" in out and "(2 of 2 runs" in out
-    assert "seeds 1 to 2; CPU with " in out and "last:\n" in out and "best_on_test:\n" in out
+    assert "seeds 1 to 2; CPU with " in out and "last, after" in out and "best_on_test, of" in out
     rows, runs = rows_of(swept)
     assert [row["seed"] for row in rows] == ["1", "2"]
     for row in rows:
