@@ -150,11 +150,11 @@ def load_rows(path: Path, conditions: list[str]) -> dict[tuple[str, int], Row]:
     """Read the table at ``path``: its rows, which must have the columns ``conditions``, by name and seed."""
     rows = read_runs(path, ["name", "seed", "settings", *NUMBERS, *conditions], NUMBERS)
     for row in rows:
-        counts = {len(row[column].split()) for column in NUMBERS}
-        if len(counts) > 1 or 0 in counts:
-            raise UserError(f"{path} is damaged; move it away or choose another --output-dir")
         if row["name"] in RUNS and row["settings"] != settings_of(row["name"]):
             raise UserError(f"{path} has other settings of {row['name']}: choose another --output-dir")
+        lengths = {len(row[column].split()) for column in NUMBERS}
+        if lengths != ({RECIPES[row["name"]].epochs} if row["name"] in RECIPES else {max(*lengths, 1)}):
+            raise UserError(f"{path} is damaged: epochs are missing; choose another --output-dir")
     return {(row["name"], int(row["seed"])): row for row in rows}
 
 

@@ -215,6 +215,9 @@ def load_table(config: Config, folder: Path, target: float) -> Table:
     settings = " ".join(list_settings(config))
     if any((row["target"], row["settings"]) != (f"{target:g}", settings) for row in rows):
         raise UserError(f"{path} has another target, or other settings: choose another --output-dir")
+    for row in rows:
+        if len(row["accuracy_by_epoch"].split()) != (0 if row["error"] else config.epochs):
+            raise UserError(f"{path} is damaged: epochs are missing; choose another --output-dir")
     return {int(row["seed"]): row for row in rows}
 
 

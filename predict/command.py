@@ -106,6 +106,7 @@ def predict(trained: Trained, lines: list[list[DigitImage]], scale: float = 1) -
     confidences, labels = (values.tolist() for values in log_probs.exp().topk(2))
     digits = []
     for (box, image), (first, second), (best, next_best) in zip(images, confidences, labels, strict=True):
+        # A confidence that is NaN is unsure too.
         unsure = not first >= UNSURE or (trained.dataset.digit_like and bool(image.mean() > HEAVY))
         box = Box(*(math.floor(side * scale + 0.5) for side in box))
         digits.append(Digit(classes[best], first, classes[next_best], second, unsure, box))

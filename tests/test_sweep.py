@@ -28,6 +28,7 @@ from config import ORIGINAL, RECIPES, Config, Options, parse_args
 from datasets import MEAN, STD
 from model import Net
 from runtime.errors import DivergedError, UserError
+from runtime.files import write_table
 from utils import DeviceLoader, get_test_loader
 
 SHORT = "--recipe original --epochs 6 --limit-train-batches 6 --holdout 500 --device cpu".split()  # noqa: SIM905
@@ -118,7 +119,8 @@ def test_runs_without_ray_are_those_of_main(swept: Path, tmp_path: Path, test_se
     check_against_main(swept, SHORTER, tmp_path, seeds=[2])
     out = (swept / "out").read_text(encoding="utf-8")
     assert "seed-1: " in out and "(1 of 2 runs" in out and "(2 of 2 runs" in out
-    assert "seeds 1 to 2; CPU with " in out and "last, after" in out and "best_on_test, of" in out
+    assert "seeds 1 to 2; CPU with " in out and "last, after the last epoch:\n" in out
+    assert "best_on_test, of best.pt on the test set:\n" in out
     rows, runs = rows_of(swept)
     assert [row["seed"] for row in rows] == ["1", "2"]
     for row in rows:
@@ -144,6 +146,14 @@ def test_rows_of_other_settings_stay_and_do_not_count(
     with pytest.raises(UserError, match="has another target, or other settings"):
         sweep_in(tmp_path, *SHORTER, "--target", target, "--seeds", "2")
     assert rows_of(tmp_path)[0] == rows
+
+
+def test_a_row_without_all_its_epochs_is_refused(swept: Path, tmp_path: Path) -> None:
+    rows, runs = rows_of(swept)
+    rows[1]["accuracy_by_epoch"] = rows[1]["last"]
+    write_table(tmp_path / f"{runs.name}.csv", rows)
+    with pytest.raises(UserError, match="is damaged: epochs are missing"):
+        sweep_in(tmp_path, *SHORTER, "--seeds", "2")
 
 
 @pytest.mark.parametrize(
