@@ -5,7 +5,7 @@ import hashlib
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from config import Config, Options, check, check_resumed, choose_data_path
-from datasets import MNIST, Dataset
+from config import Config, Options, check, choose_data_path, flag
+from datasets import Dataset
 from model import Net
 from runtime.device import select_device
 from runtime.errors import UsageError, UserError
@@ -92,13 +92,15 @@ def open_run(config: Config, options: Options) -> Iterator[Run]:
             folder = Path(options.resume)
             folder = folder.parent if folder.name == "last.pt" else folder
             if not (folder / "last.pt").is_file():
-                raise UserError(f"{folder / 'last.pt'} is missing: --resume needs the folder of a run")
+                raise UsageError(
+                    f"argument --resume: {folder / 'last.pt'} is missing; name the folder of a run"
+                )
             stack.enter_context(locked(folder))
             yield resume_run(folder, config, options)
             return
         # The data comes first: if it can't be loaded, no folder is left behind.
         device = select_device(options.device)
-        data_path = choose_data_path(options.given_data_path, config.dataset, options.data_path)
+        data_path = choose_data_path(options.given_data_path, config.dataset, options.data_path, new=True)
         loaders = get_loaders(config, device, data_path)
         dataset = loaders[0].dataset
         teacher = load_teacher(config, dataset)
@@ -137,25 +139,33 @@ def resume_run(folder: Path, config: Config, options: Options) -> Run:
         raise UserError(f"{problem}: to continue on the CPU, add --device cpu") from None
     dataset = progress.dataset
     progress.data_path = choose_data_path(options.given_data_path, dataset.name, progress.data_path)
-    if dataset != MNIST and not Path(progress.data_path).exists():
-        raise UserError(f"the data of {folder} is no longer in {progress.data_path}: add --data-path")
     loaders = get_loaders(progress.config, device, progress.data_path)
     if progress.data_hash not in (None, hash_data(loaders)) or loaders[0].dataset != dataset:
         raise UserError(f"--data-path {progress.data_path}: not the data that {folder} was trained on")
     progress.versions = versions()
-    if progress.epoch == 0 or progress.teacher_width is None:
-        teacher = load_teacher(progress.config, progress.dataset)
-    else:  # restore loads its weights: the file may have changed since
+    run = Run(folder, loaders, progress, None, states, progress.epoch)
+    if progress.teacher_width is not None:  # its weights are in last.pt, as its file may have changed since
         with torch.random.fork_rng(devices=[]):
-            teacher = Net(num_classes=len(progress.dataset.classes), width=progress.teacher_width)
-        teacher.eval().requires_grad_(False)
-    return Run(folder, loaders, progress, teacher, states, progress.epoch)
+            run.teacher = Net(num_classes=len(dataset.classes), width=progress.teacher_width)
+        run.teacher.eval().requires_grad_(False)
+        restore(run, {"teacher": run.teacher})
+    return run
+
+
+def check_resumed(stored: Config, config: Config, given: Set[str]) -> None:
+    """Raise ``UsageError`` if a ``given`` flag contradicts the ``stored`` settings of a resumed run."""
+    for name in sorted(given & vars(config).keys()):
+        old, new = getattr(stored, name), getattr(config, name)
+        if old != new:
+            raise UsageError(f"argument {flag(name)}: the run has {old}, not {new}; leave it out")
+    if "target_accuracy" in given and config.early_stopping and not stored.early_stopping:
+        raise UsageError("argument --target-accuracy: the run has no early stopping; leave it out")
 
 
 def save_run(run: Run, state: TrainingState | None = None) -> None:
     """Write last.pt, from which a run is resumed, and then best.pt and metrics.csv, which follow from it."""
     progress = run.progress
-    parts = {} if state is None else vars(state)
+    parts = {"teacher": run.teacher} if state is None else vars(state)
     states = {name: part.state_dict() for name, part in parts.items() if part is not None}
     save_tensors(run.folder / "last.pt", {"format": FORMAT} | asdict(progress) | states)
     run.saved_epoch = progress.epoch
@@ -192,10 +202,10 @@ def load_run(folder: Path) -> tuple[Progress, dict[str, Any]]:
     return load_dataclass(path, Progress, values), content
 
 
-def restore(run: Run, state: TrainingState) -> None:
-    """Load the state dicts of a resumed ``run`` into ``state``."""
+def restore(run: Run, parts: Mapping[str, Any]) -> None:
+    """Load the state dicts of a resumed ``run`` into ``parts``, the fields of a ``TrainingState`` by name."""
     try:
-        for name, part in vars(state).items():
+        for name, part in parts.items():
             if part is not None:
                 if part.state_dict().keys() != run.states[name].keys():
                     raise ValueError(f"another {name}")

@@ -6,11 +6,12 @@ This module imports nothing slow, so ``--help`` and wrong arguments are answered
 import argparse
 import importlib.util
 import os
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from runtime.errors import UsageError
+from runtime.arguments import Parser
+from runtime.errors import UsageError, UserError
 
 # Data sets that torchvision downloads: their name for --dataset, and torchvision's class, like its MNIST.
 TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -126,16 +127,6 @@ def check(name: str, value: object) -> None:
         raise UsageError(f"argument {flag(name)}: must be {expected}, not {value!r}")
 
 
-def check_resumed(stored: Config, config: Config, given: Set[str]) -> None:
-    """Raise ``UsageError`` if a ``given`` flag contradicts the ``stored`` settings of a resumed run."""
-    for name in sorted(given & vars(config).keys()):
-        old, new = getattr(stored, name), getattr(config, name)
-        if old != new:
-            raise UsageError(f"argument {flag(name)}: the run has {old}, not {new}; leave it out")
-    if "target_accuracy" in given and config.early_stopping and not stored.early_stopping:
-        raise UsageError("argument --target-accuracy: the run has no early stopping; leave it out")
-
-
 ORIGINAL = Config()
 
 # Four differences from the original (docs/results.md has their effects): the schedule moves with each batch,
@@ -226,20 +217,6 @@ class Options:
         return self.data_path if "data_path" in self.given else None
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ``UsageError``, and allows no abbreviations of flags."""
-
-    def __init__(self, program: str, description: str) -> None:
-        super().__init__(program, description=description, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message)
-
-    def values(self) -> tuple[object, ...]:
-        """Return the arguments of the command line in the order in which they were added."""
-        return tuple(vars(self.parse_args()).values())
-
-
 def add_flags(group: argparse._ArgumentGroup, settings: Config | Options) -> None:
     """Add a flag for each of ``settings``; their values are the defaults that the help shows."""
     for entry in fields(settings):
@@ -266,8 +243,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     add_flags(parser.add_argument_group("the run"), Options())
     add_flags(parser.add_argument_group(f"settings (defaults: --recipe {recipe.recipe})"), recipe)
     given = vars(parser.parse_args(argv))
-    exclusive = [("output_dir", "dry_run"), ("output_dir", "resume"), ("resume", "dry_run")]
-    exclusive += [("base_momentum", "momentum"), ("max_momentum", "momentum")]
+    exclusive = [("output_dir", "dry_run"), ("resume", "dry_run"), ("tensorboard", "dry_run")]
+    exclusive += [("output_dir", "resume"), ("base_momentum", "momentum"), ("max_momentum", "momentum")]
     allowed = {"test_only", "weights", "dataset", "data_path", "device"}
     exclusive += [(name, "test_only") for name in sorted(given.keys() - allowed)]
     for name, other in exclusive:
@@ -281,7 +258,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
         parser.error("argument --weights: only allowed with argument --test-only")
     if "tensorboard" in given and importlib.util.find_spec("tensorboard") is None:
         parser.error("argument --tensorboard: pip install tensorboard")
-    if given.get("dataset") == "folder" and "data_path" not in given and "resume" not in given:
+    if given.get("dataset") == "folder" and not given.keys() & {"data_path", "resume", "test_only"}:
         parser.error("argument --dataset: folder needs --data-path, the folder of the pictures")
     if given.get("teacher", "none") != "none":  # relative to the current folder, a recipe's to the project
         given["teacher"] = os.path.abspath(given["teacher"])
@@ -291,10 +268,15 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     return replace(recipe, **implied | given), Options(**options, given=frozenset(options | given))
 
 
-def choose_data_path(given: str | None, dataset: str, default: str) -> str:
-    """Return the folder of the data set ``dataset``: the ``given`` --data-path, or else ``default``."""
+def choose_data_path(given: str | None, dataset: str, default: str, new: bool = False) -> str:
+    """Return the folder of the data set ``dataset``: the ``given`` --data-path, or else ``default``.
+
+    The default must exist, unless the run is ``new``: then the data may be downloaded to it.
+    """
     if dataset == "mnist":
         if given is not None:
             raise UsageError("argument --data-path: for MNIST, leave it out; for other data, add --dataset")
         return default
+    if given is None and not new and not os.path.exists(default):
+        raise UserError(f"the data set is no longer in {default}: add --data-path")
     return os.path.abspath(default if given is None else given)

@@ -98,7 +98,7 @@ def train_run(run: Run, tensorboard: bool) -> None:
         config, device, steps_per_epoch=len(train_loader), classes=classes, teacher=run.teacher
     )
     if progress.epoch > 0:
-        restore(run, state)
+        restore(run, vars(state))
         print(f"\nContinuing after epoch {progress.epoch}; best accuracy: {progress.best_accuracy:.2f}%")
     if tensorboard:
         from report.tensorboard import add_epoch, open_curves
@@ -145,6 +145,10 @@ def main(config: Config, options: Options) -> None:
         return evaluate(config, options)
     with open_run(config, options) as run:
         if run.progress.finished:
+            if options.tensorboard:
+                from report.tensorboard import open_curves
+
+                open_curves(run.folder, run.progress.metrics).close()
             best = f"best accuracy {run.progress.best_accuracy:.2f}%"
             return print(f"{run.folder} is finished: {best}", flush=True)
         try:
@@ -152,6 +156,8 @@ def main(config: Config, options: Options) -> None:
             if options.dry_run:
                 print("This was a dry run: no results are kept")
         except KeyboardInterrupt as stop:
+            if options.dry_run:
+                raise
             saved = f"saved up to epoch {run.saved_epoch}" if run.saved_epoch else "no epoch was complete"
             command = f"python main.py --resume {shlex.quote(str(run.folder))}"
             # Keep the class: run_command turns SIGTERM into a subclass of KeyboardInterrupt.

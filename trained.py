@@ -1,6 +1,5 @@
 """A trained network: find it, read it, ask it."""
 
-import contextlib
 import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from config import Config, Options, value_type
 from datasets import MNIST, SIDE, Dataset
 from model import Net
 from runtime.errors import UsageError, UserError
+from runtime.files import warn
 from runtime.tensor_files import load_tensors
 from utils import EVALUATION_BATCH, normalize
 
@@ -89,13 +89,17 @@ def load_trained(file: str | Path | None) -> Trained:
         classes = len(known.get("dataset", MNIST).classes)
         model = Net(num_classes=classes, width=known["config"].width if "config" in known else 1.0).eval()
     try:
-        model.load_state_dict(find_state_dict(content))
+        weights = find_state_dict(content)
+        if not all(weights[name].is_floating_point() for name, _ in model.named_parameters()):
+            raise TypeError("weights of another dtype would be converted without a word")
+        model.load_state_dict(weights)
     except Exception:  # whatever the file holds instead
         raise UserError(f"{path} holds another network than the one in model.py") from None
     trained = load_dataclass(path, Trained, {"path": path, "model": model, **known})
     black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None].expand(2, SIDE, SIDE)
-    if not trained.log_probs(black_and_white).isfinite().all():
-        raise UserError(f"{path} is refused: its weights give results that are no numbers")
+    values = *model.state_dict().values(), trained.log_probs(black_and_white)
+    if not all(value.isfinite().all() for value in values):
+        raise UserError(f"{path} is refused: its weights, or their results, are not all numbers")
     return trained
 
 
@@ -138,13 +142,21 @@ def newest_trained() -> Trained:
 
     Teachers, and runs that trained on a few batches only, by --limit-train-batches, don't count.
     """
-    paths = sorted(Path("runs").glob("*/best.pt"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in paths:
-        with contextlib.suppress(UserError, OSError):  # of an earlier version, for example
+
+    def saved(path: Path) -> float:
+        """Return the time of the last epoch: --resume of a finished run writes best.pt anew, not last.pt."""
+        last = path.with_name("last.pt")
+        return (last if last.exists() else path).stat().st_mtime
+
+    for path in sorted(Path("runs").glob("*/best.pt"), key=saved, reverse=True):
+        try:
             trained = load_trained(path)
-            config = trained.config
-            if config is not None and config.limit_train_batches is None and config.recipe != "teacher":
-                return trained
+        except (UserError, OSError) as error:  # of an earlier version, for example
+            warn(f"{error}; it is skipped")
+            continue
+        config = trained.config
+        if config is not None and config.limit_train_batches is None and config.recipe != "teacher":
+            return trained
     included = Path(__file__).parent / "weights" / "best.pt"
     return load_trained(included.relative_to(Path.cwd()) if included.is_relative_to(Path.cwd()) else included)
 
@@ -167,6 +179,6 @@ def load_dataclass(path: Path, kind: type[T], values: Any) -> T:
             allowed = (int, float) if expected is float else expected
             if value is not entry.default and not isinstance(value, allowed):
                 raise TypeError(entry.name)
-    except (TypeError, ValueError, UserError):
+    except (TypeError, ValueError, RuntimeError, UserError):  # RuntimeError: a tensor instead of a number
         raise UserError(f"{path} does not fit this version of the project: another {kind.__name__}") from None
     return instance

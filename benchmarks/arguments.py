@@ -4,13 +4,15 @@ import argparse
 import hashlib
 import itertools
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from config import ORIGINAL, RECIPES, Config, Options, Parser, choose_data_path, flag
+from config import ORIGINAL, RECIPES, Config, Options, choose_data_path, flag
 from config import parse_args as parse_settings
+from runtime.arguments import Parser
 
 NOT_VARIED = {"seed", "early_stopping", "target_accuracy"}  # by a sweep
 SETTINGS = sorted(vars(ORIGINAL).keys() - NOT_VARIED)
@@ -71,18 +73,25 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     args, rest = parser.parse_known_args(argv)
     if not 0 <= args.target <= 100:  # true for NaN
         parser.error(f"argument --target: must be from 0 to 100, not {args.target}")
+    if args.address is not None and not re.fullmatch(r".+:\d+", args.address):
+        parser.error(f"argument --address: must be HOST:PORT, not {args.address}")
     if args.address and args.jobs:
         parser.error("argument --jobs: not allowed with argument --address")
     options = parse_settings(rest)[1]
+    if args.runs_per_gpu > 1 and (args.jobs == 1 or options.device == "cpu"):
+        parser.error("argument --runs-per-gpu: not allowed with --jobs 1, nor with --device cpu")
     # In reverse, as --target-accuracy also sets early_stopping.
     for name in sorted(options.given - {*SETTINGS, "device", "data_path"}, reverse=True):
         parser.error(f"argument {flag(name)}: not allowed in a sweep")
+    for varied in (args.grid or [()])[0]:
+        if (name := varied.partition("=")[0]) in map(flag, options.given):
+            parser.error(f"argument {name}: not allowed, as --grid has it too")
     common_flags = ["--holdout=10000", *rest] if args.grid else rest
     configs = {}
     for flags in args.grid or [()]:
         config = replace(parse_settings([*common_flags, *flags])[0], early_stopping=False)
         configs[config] = " ".join(flags)
-        choose_data_path(options.given_data_path, config.dataset, options.data_path)  # refuses one for MNIST
+        choose_data_path(options.given_data_path, config.dataset, options.data_path, new=True)  # may refuse
         if args.grid and config.holdout == 0:
             parser.error("argument --holdout: must be above 0, as a grid is compared on held-out images")
     args.output_dir = args.output_dir.resolve()

@@ -15,7 +15,8 @@ from statistics import median
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from config import WEIGHTS_HELP, Parser
+    from config import WEIGHTS_HELP
+    from runtime.arguments import Parser
     from runtime.errors import run_command
 
     parser = Parser("benchmarks/export.py", "Measure size, memory and speed of the exported files.")

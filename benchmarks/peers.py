@@ -18,7 +18,7 @@ from statistics import mean, stdev
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from benchmarks.arguments import count
-    from config import Parser
+    from runtime.arguments import Parser
     from runtime.errors import run_command
 
     parser = Parser("peers.py", "Train this project's recipes and their peers in turn.")

@@ -25,7 +25,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from benchmarks.arguments import count
-    from config import Parser
+    from runtime.arguments import Parser
     from runtime.errors import run_command
 
     parser = Parser("pipeline.py", "Compare the conventional pipeline with this project's.")
@@ -134,8 +134,8 @@ def serve(parts: Parts, device: torch.device) -> None:
         start = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             parts[line.strip()]()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
         print(time.perf_counter() - start, flush=True)
 
 
@@ -150,9 +150,13 @@ def take_turns(names: list[str], flags: list[str], turns: int) -> dict[str, dict
     seconds: dict[str, dict[str, list[float]]] = {part: {name: [] for name in names} for part in PARTS}
     for turn in range(turns + 1):  # the first is a warm-up
         for part, name in itertools.product(PARTS, names[:: 1 if turn % 2 else -1]):
-            print(part, file=children[name].stdin, flush=True)
-            answer = children[name].stdout.readline()
+            answer = ""
+            with contextlib.suppress(BrokenPipeError):  # of a child that has ended
+                print(part, file=children[name].stdin, flush=True)
+                answer = children[name].stdout.readline()
             if not answer:
+                for process in children.values():
+                    process.kill()
                 raise UserError(f"the pipeline {name} failed: its error is above")
             seconds[part][name] += [float(answer)] if turn else []
     for process in children.values():
@@ -179,6 +183,8 @@ def main(turns: int, batches: int | None, device_name: str, output: Path | None,
         raise UsageError(f"argument --batches: must be from 1 to {TRAIN_BATCHES}, the batches of an epoch")
     if child:
         return serve(make_parts(child, device, batches), device)
+    if output is not None and not output.parent.is_dir():
+        raise UsageError(f"argument --output: {output.parent} is no folder")
     workers = (1,) if device.type == "cuda" else (0, 1)
     rivals = [f"conventional, workers={n}" for n in workers]
     plain = ["plain"] if device.type == "cpu" else []

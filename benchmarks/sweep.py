@@ -139,10 +139,12 @@ def start_ray(sweep: Sweep) -> Any:
         environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
         ray.init(sweep.address or "local", runtime_env=environment, **options)
     except Exception as error:
-        solution = "pip install ray, or " if isinstance(error, ImportError) else ""
-        if "AF_UNIX" in str(error):  # the path of a socket in Ray's temporary folder
-            solution = "set RAY_TMPDIR to a folder with a short path, or "
-        raise UserError(f"Ray: {describe(error)}: {solution}add --jobs 1, which needs no Ray") from None
+        solution = "start the cluster first" if sweep.address else "add --jobs 1, which needs no Ray"
+        if isinstance(error, ImportError):
+            solution = f"pip install ray, or {solution}"
+        elif "AF_UNIX" in str(error):  # the path of a socket in Ray's temporary folder
+            solution = f"set RAY_TMPDIR to a folder with a short path, or {solution}"
+        raise UserError(f"Ray: {describe(error)}: {solution}") from None
     end_in_one_line("sweep.py")  # Ray has replaced the handler of SIGTERM
     return ray
 

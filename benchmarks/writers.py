@@ -11,7 +11,8 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from config import WEIGHTS_HELP, Parser
+    from config import WEIGHTS_HELP
+    from runtime.arguments import Parser
     from runtime.errors import run_command
 
     parser = Parser("writers.py", "Read digits by other writers than MNIST's.")

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import ORIGINAL
+from config import ORIGINAL, check
 from datasets.mnist import SIDE, Images, load_mnist, load_torchvision, split_holdout
 from datasets.pictures import border, load_folder
 from runtime.errors import UserError
@@ -30,6 +30,7 @@ class Dataset:
     target_accuracy: float | None  # in percent, for early stopping by default
 
     def __post_init__(self) -> None:
+        check("dataset", self.name)
         types = (str, tuple, float, float, bool, bool, float | None)  # of the fields
         if not (
             all(map(isinstance, vars(self).values(), types))

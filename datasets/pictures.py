@@ -1,6 +1,7 @@
 """Read pictures of any format and size, and folders of them: one folder for each class."""
 
 import contextlib
+import functools
 import importlib
 import math
 import os
@@ -22,9 +23,6 @@ Floats = NDArray[np.float64]
 
 LONGEST_SIDE = 1000  # pixels of a picture; more only cost time, as few are left in the end
 ENOUGH = 8 * SIDE  # pixels on each side of a JPEG, for fit_to_28x28
-with contextlib.suppress(ImportError):  # HEIC, the format of iPhones, where pillow-heif is installed
-    importlib.import_module("pillow_heif").register_heif_opener()
-
 HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")  # bytes 4 to 11 of a file
 GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
 # How a picture of each EXIF orientation becomes upright.
@@ -43,12 +41,20 @@ PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation
 IGNORED = re.compile(r"\.|(thumbs\.db|desktop\.ini|__macosx|@eadir)$", re.IGNORECASE)
 
 
+@functools.cache
+def register_heic() -> None:
+    """Let Pillow open HEIC, the format of iPhones, if pillow-heif is installed."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+
+
 def read_picture(file: BinaryIO, enough: int = LONGEST_SIDE) -> tuple[Floats, float]:
     """Read the picture in ``file``, or an animation's first frame: return its ``read_colors``, and a scale.
 
     The file's picture has scale times as many pixels on each side. A large JPEG is decoded at a half, a
     quarter or an eighth of its size, as long as both sides keep ``enough`` pixels.
     """
+    register_heic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata: if the pixels can be had, that is enough
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -89,6 +95,8 @@ def read_colors(picture: Image.Image) -> Floats:
         picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     picture = picture.reduce(math.ceil(max(picture.size) / LONGEST_SIDE))
     values = (np.asarray(picture, dtype=np.float64) - low) / max(high - low, 1e-9)
+    if not np.isfinite(values).all():  # in a TIFF of floats
+        raise ValueError("a pixel is not a number")
     if values.ndim == 2:
         return np.repeat(values[:, :, None], 3, axis=2)
     if values.shape[2] == 3:
@@ -110,7 +118,7 @@ def fit_to_28x28(rgb: Floats) -> NDArray[np.uint8]:
     Its longer side becomes 28 pixels, by Pillow's bicubic filter. It is centred, and the padding has the
     median of its border. A grey picture of 28×28 pixels stays as it is.
     """
-    values = np.floor(np.nan_to_num(rgb @ GREY) * 255 + 0.5).astype(np.uint8)
+    values = np.floor(rgb @ GREY * 255 + 0.5).astype(np.uint8)
     grey, scale = Image.fromarray(values), SIDE / max(values.shape)
     width, height = (max(1, math.floor(side * scale + 0.5)) for side in grey.size)
     image = Image.new("L", (SIDE, SIDE), int(np.median(border(values))))

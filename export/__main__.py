@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from config import DATA_PATH_HELP, WEIGHTS_HELP, Parser
+from config import DATA_PATH_HELP, WEIGHTS_HELP
+from runtime.arguments import Parser
 from runtime.errors import run_command
 
 FILES = {"onnx": "net.onnx", "c": "net.h", "c-int8": "net_int8.h", "web": "net.html"}

@@ -89,7 +89,7 @@ def main(formats: Sequence[str], weights: str | None, output_dir: str | None, da
             else:
                 check = compare(predict(images), expected, labels, int8=name == "c-int8")
             replace_file(path, content)
-        except UserError as error:
+        except (UserError, OSError) as error:
             print(printable(f"export: error: {path}: {error}"), file=sys.stderr)
             status = 1
         except KeyboardInterrupt as stop:

@@ -1,6 +1,7 @@
 """Predict what pictures show: ``python -m predict IMAGE…``. ``--help`` lists the flags."""
 
-from config import WEIGHTS_HELP, Parser
+from config import WEIGHTS_HELP
+from runtime.arguments import Parser
 from runtime.errors import run_command
 
 if __name__ == "__main__":

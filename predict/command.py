@@ -154,25 +154,27 @@ def main(images: list[str], weights: str | None, as_json: bool = False, save: st
             raise UsageError(f"argument --save: {save} is not empty: name a new folder")
     files, answered = [file for name in images for file in expand(name)], 0
     bar = tqdm(files, unit=" pictures", leave=False, disable=None if len(files) >= MANY else True)
-    for number, file in enumerate(bar, 1):
-        try:
-            rgb, scale, lines = read_image(file, trained.dataset)
-        except (OSError, UserError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            tqdm.write(printable(f"predict: error: {file}: {reason}"), file=sys.stderr)
-            continue
-        answer, digits = predict(trained, lines, scale)
-        if save is not None:
-            sheet = Path(save) / f"{number}-{Path(file).stem[:50]}.png"
-            replace_file(sheet, draw_sheet(rgb, list(chain(*lines)), digits))
-        answered += 1
+    try:
+        for number, file in enumerate(bar, 1):
+            try:
+                rgb, scale, lines = read_image(file, trained.dataset)
+            except (OSError, UserError) as error:
+                reason = error.strerror if isinstance(error, OSError) else error
+                tqdm.write(printable(f"predict: error: {file}: {reason}"), file=sys.stderr)
+                continue
+            answer, digits = predict(trained, lines, scale)
+            answered += 1
+            if as_json:
+                entry = {"file": file, **asdict(answer), "digits": list(map(asdict, digits))}
+                text = ("[" if answered == 1 else ",") + json.dumps([entry], indent=2)[1:-2]
+            else:
+                text = as_line(file, answer, digits) + "\n"
+            tqdm.write(text, end="")
+            sys.stdout.flush()
+            if save is not None:
+                sheet = Path(save) / f"{number}-{Path(file).stem[:50]}.png"
+                replace_file(sheet, draw_sheet(rgb, list(chain(*lines)), digits))
+    finally:  # an error or Ctrl-C must not leave half an array
         if as_json:
-            entry = {"file": file, **asdict(answer), "digits": list(map(asdict, digits))}
-            text = ("[" if answered == 1 else ",") + json.dumps([entry], indent=2)[1:-2]
-        else:
-            text = as_line(file, answer, digits) + "\n"
-        tqdm.write(text, end="")
-        sys.stdout.flush()
-    if as_json:
-        print("\n]" if answered else "[]", flush=True)
+            print("\n]" if answered else "[]", flush=True)
     return 0 if answered == len(files) else 1

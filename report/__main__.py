@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from config import DATA_PATH_HELP, Parser
+from config import DATA_PATH_HELP
+from runtime.arguments import Parser
 from runtime.errors import run_command
 
 

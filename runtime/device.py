@@ -3,16 +3,23 @@
 import torch
 
 from runtime.errors import UsageError
+from runtime.files import warn
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device called ``name``; 'auto' is the first of cuda, mps and cpu that works."""
-    if name == "auto":
-        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-        return torch.device(next(kind for kind in available if available[kind]))
-    try:
-        torch.zeros(1, device=name).item()
-        return torch.device(name)
-    except (RuntimeError, AssertionError, ImportError) as error:  # as this torch was built without it
-        reason = str(error).partition("\n")[0].partition(". ")[0][:200]
-        raise UsageError(f"argument --device: {name} can't be used here: {reason}") from None
+    """Return the device called ``name``; 'auto' is the first of cuda, mps and cpu that works.
+
+    A device that is there but doesn't work, such as a GPU that this torch doesn't support, gives a warning.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    problem = ""
+    for kind in [kind for kind in available if available[kind]] if name == "auto" else [name]:
+        try:
+            torch.zeros(1, device=kind).item()
+            return torch.device(kind)
+        except (RuntimeError, AssertionError, ImportError) as error:  # as this torch was built without it
+            reason = str(error).partition("\n")[0].partition(". ")[0][:200]
+            problem = f"{kind} can't be used here: {reason}"
+            if name == "auto":
+                warn(problem)
+    raise UsageError(f"argument --device: {problem}")

@@ -92,10 +92,8 @@ def end_in_one_line(program: str) -> None:
         elif isinstance(error, KeyboardInterrupt):
             status, name = (143, "SIGTERM") if isinstance(error, Terminated) else (130, "Ctrl-C")
             message = f"stopped by {name}: {message or 'nothing was saved'}"
-        elif (
-            isinstance(error, MemoryError) or kind.__name__ == "OutOfMemoryError" or "CPUAllocator" in message
-        ):
-            # torch's errors on CUDA and on a CPU, by name and by text, as torch may not be imported.
+        elif isinstance(error, MemoryError) or "out of memory" in message or "CPUAllocator" in message:
+            # torch's errors on CUDA and MPS, and on a CPU, by their text, as torch may not be imported.
             message = "not enough memory; in training, try a smaller --batch-size"
         elif isinstance(error, OSError) and error.strerror:
             message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror

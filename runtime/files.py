@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from runtime.errors import UserError, printable
+from runtime.errors import UsageError, UserError, printable
 
 try:
     import fcntl
@@ -56,7 +56,7 @@ def claim_folder(name: str | None, default: Path) -> Path:
                 (path / "metrics.csv").touch(exist_ok=False)
                 return path
         if name is not None:
-            raise UserError(f"--output-dir {path} is not empty: name a new one")
+            raise UsageError(f"argument --output-dir: {path} is not empty: name a new folder")
         count += 1
         path = default.with_name(f"{default.name}-{count}")
 

@@ -1,5 +1,8 @@
 import io
+import math
+import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -105,6 +108,13 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
     "0 for a bool": lambda: saved(good() | {"config": asdict(ORIGINAL) | {"early_stopping": 0}}),
     "a number for a name": lambda: saved({3: torch.zeros(1)}),
     "text for an epoch": lambda: saved(good() | {"metrics": asdict(ROW) | {"epoch": "one"}}),
+    "two numbers for one": lambda: saved(
+        good() | {"metrics": asdict(ROW) | {"eval_accuracy": torch.zeros(2)}}
+    ),
+    "weights of integers": lambda: saved({n: w.int() for n, w in Net().state_dict().items()}),
+    "a weight that is infinite": lambda: saved(
+        Net().state_dict() | {"conv1.bias": torch.full((10,), -math.inf)}
+    ),
     "another setting": lambda: saved(good() | {"config": asdict(ORIGINAL) | {"colour": "red"}}),
 }
 
@@ -179,6 +189,7 @@ def test_the_data_set_comes_back_and_decides_the_classes(tmp_path: Path) -> None
             {"classes": ("a", "b", 3)},
             {"classes": ("a", "b", "a")},
             {"name": None},
+            {"name": "nonsense"},
             {"mean": 3.0},
         ),
         *(
@@ -218,7 +229,9 @@ def test_bare_weights_are_taken_and_nothing_is_said_of_them(tmp_path: Path) -> N
     assert trained.metrics is None and str(trained) == str(tmp_path / "notebook.pth")
 
 
-def test_the_newest_finished_epoch_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_finished_epoch_is_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert newest_trained().path == ROOT / "weights" / "best.pt"
     for name, changes in (
@@ -231,9 +244,16 @@ def test_the_newest_finished_epoch_is_chosen(tmp_path: Path, monkeypatch: pytest
         save_tensors(tmp_path / "runs" / name / "best.pt", good() | {"config": config})
         if changes:  # three batches are no epoch, and a teacher is not the network that is asked for
             assert newest_trained().path == ROOT / "weights" / "best.pt"
+    # --resume of a finished run writes best.pt anew.
+    shutil.copytree("runs/old", "runs/resumed")
+    Path("runs/resumed/last.pt").touch()
+    os.utime("runs/resumed/last.pt", (0, 0))
+    assert newest_trained().path == Path("runs", "old", "best.pt")
+    assert capsys.readouterr().err == ""
     (tmp_path / "runs" / "earlier").mkdir()
     (tmp_path / "runs" / "earlier" / "best.pt").write_bytes(saved({"model": {}, "epoch": 1}))
     assert newest_trained().path == Path("runs", "old", "best.pt")
+    assert capsys.readouterr().err.startswith("warning: runs/earlier/best.pt ")
 
 
 FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -36,6 +36,8 @@ REFUSED = [  # flags; what the message says of them
     (["--test-only", "--resume", "runs/x"], "argument --resume: not allowed with argument --test-only"),
     (["--test-only", "--epochs", "3"], "argument --epochs: not allowed with argument --test-only"),
     (["--test-only", "--target-accuracy", "99"], "argument --target-accuracy: not allowed with argument"),
+    (["--output-dir", ""], "argument --output-dir: must not be empty"),
+    (["--dry-run", "--tensorboard"], "argument --tensorboard: not allowed with argument --dry-run"),
     (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
     (["extra"], "unrecognized arguments: extra"),
 ]

@@ -15,6 +15,10 @@ ENDINGS = [  # what is raised; how the process ends
         "RuntimeError('[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can\\'t allocate memory')",
         *(1, "program: error: not enough memory; in training, try a smaller --batch-size"),
     ),
+    (
+        "RuntimeError('MPS backend out of memory (MPS allocated: 17.5 GB)')",
+        *(1, "program: error: not enough memory; in training, try a smaller --batch-size"),
+    ),
     ("KeyboardInterrupt('saved')", 130, "program: stopped by Ctrl-C: saved"),
     ("Terminated()", 143, "program: stopped by SIGTERM: nothing was saved"),
     ("RuntimeError('CUDA error: an illegal memory access was encountered')", 1, None),

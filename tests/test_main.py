@@ -6,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -36,11 +36,11 @@ def call(*flags: str) -> None:
     main.main(*parse_args(flags))
 
 
-def call_and_stop(monkeypatch: pytest.MonkeyPatch, *flags: str) -> str:
-    """Start a run that Ctrl-C stops in its second epoch; return what is said then."""
+def call_and_stop(monkeypatch: pytest.MonkeyPatch, *flags: str, epoch: int = 2) -> str:
+    """Start a run that Ctrl-C stops in this epoch; return what is said then."""
 
     def stop(*rest: Any, **more: Any) -> tuple[float, float]:
-        if more["epoch"] > 1:
+        if more["epoch"] == epoch:
             torch.rand(99)  # what is drawn in an epoch that breaks off doesn't matter
             raise KeyboardInterrupt
         return train(*rest, **more)
@@ -201,10 +201,12 @@ def test_a_resumed_run_keeps_its_teacher(tmp_path: Path, monkeypatch: pytest.Mon
     call(*SHORT, "--width", "1.04", "--output-dir", "teacher")
     flags = [*SHORT, "--teacher", "teacher/best.pt"]
     call(*flags, "--output-dir", "whole")
-    call_and_stop(monkeypatch, *flags, "--output-dir", "stopped")
+    for epoch in (1, 2):
+        call_and_stop(monkeypatch, *flags, "--output-dir", f"stopped{epoch}", epoch=epoch)
     os.remove("teacher/best.pt")
-    call("--resume", "stopped")
-    assert_same_run(Path("stopped"), Path("whole"))
+    for epoch in (1, 2):
+        call("--resume", f"stopped{epoch}")
+        assert_same_run(Path(f"stopped{epoch}"), Path("whole"))
 
 
 @pytest.mark.usefixtures("few_images")
@@ -353,17 +355,25 @@ def test_dry_run_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     call("--dry-run", "--holdout", "100")
     out = capsys.readouterr().out
     assert "Epoch 1/1" in out and out.endswith("This was a dry run: no results are kept\n")
+    assert call_and_stop(monkeypatch, "--dry-run", epoch=1) == ""  # no folder that is deleted now
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_never_writes_over_another(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_text("mine")
-    with pytest.raises(UserError, match=re.escape(f"--output-dir {tmp_path} is not empty")):
+    with pytest.raises(UsageError, match=re.escape(f"argument --output-dir: {tmp_path} is not empty")):
         call("--output-dir", str(tmp_path), "--epochs", "1")
     assert (tmp_path / "best.pt").read_text() == "mine"
 
 
-def test_a_device_that_cannot_be_used_and_one_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_cannot_be_used_and_one_that_can(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    zeros = torch.zeros
+
+    def broken() -> NoReturn:
+        raise RuntimeError("no kernel image is available")
+
     assert select_device("cpu:0").type == "cpu"
     there = "mps" if not torch.backends.mps.is_available() else "cuda:99"
     for name in ("gpu", "cuda:x", "meta", "", there):
@@ -374,6 +384,11 @@ def test_a_device_that_cannot_be_used_and_one_that_can(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert select_device("auto").type != "cuda"
+    # A GPU that torch counts but can't use.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: broken() if device == "cuda" else zeros(1))
+    assert select_device("auto").type != "cuda"
+    assert capsys.readouterr().err == "warning: cuda can't be used here: no kernel image is available\n"
 
 
 def test_without_torchsummary(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
@@ -493,7 +508,7 @@ def test_a_run_on_a_folder_of_pictures(
         call("--resume", "runs/a", "--dataset", "mnist")
     capsys.readouterr()
     moved = data.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=rf"the data of runs/a is no longer in {data}: add --data-path"):
+    with pytest.raises(UserError, match=rf"the data set is no longer in {data}: add --data-path"):
         call("--resume", "runs/a")
     picture = next(path for path in moved.rglob("*.*") if path.is_file())
     content = picture.read_bytes()
@@ -578,6 +593,12 @@ def test_tensorboard_shows_each_epoch_once(tmp_path: Path) -> None:
         assert [event.step for event in events.Scalars(tag)] == [1, 2, 3]
         values = [event.value for event in events.Scalars(tag)]
         assert values == pytest.approx([float(row[column]) for row in rows], rel=1e-6)
+    for old in folder.glob("events.*"):
+        old.unlink()
+    call("--resume", str(folder), "--tensorboard")  # finished: only the curves are written
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("lr")] == [1, 2, 3]
 
 
 def test_without_tensorboard_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from datasets.pictures import fit_to_28x28, read_colors, read_picture
+from runtime.errors import UserError
 
 
 def picture(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:
@@ -38,6 +39,14 @@ def test_any_picture_is_scaled_and_padded(mode: str, size: tuple[int, int]) -> N
     pixels = np.asarray(grey).astype(int)
     border = [*pixels[0], *pixels[-1], *pixels[1:-1, 0], *pixels[1:-1, -1]]
     assert all(abs(int(value) - np.median(border)) <= 2 for value in image[~inside])
+
+
+def test_a_pixel_that_is_no_number_is_damage(tmp_path: Path) -> None:
+    pixels = np.eye(28, dtype=np.float32)
+    pixels[5, 5] = np.nan
+    Image.fromarray(pixels).save(tmp_path / "nan.tiff")
+    with open(tmp_path / "nan.tiff", "rb") as file, pytest.raises(UserError, match="a pixel is not a number"):
+        read_picture(file)
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> None:

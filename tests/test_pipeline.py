@@ -51,7 +51,9 @@ def test_pipelines_are_compared(tmp_path: Path) -> None:
         assert len(result[part]["ratios"]) == 2 and f" {rival} " in line
 
 
-@pytest.mark.parametrize("flag", ["--turn=2", "--turns=0", "--batches=0", "--batches=470"])
+@pytest.mark.parametrize(
+    "flag", ["--turn=2", "--turns=0", "--batches=0", "--batches=470", "--output=none/a.json"]
+)
 def test_a_mistake_is_one_line(flag: str) -> None:
     done = run_pipeline(flag)
     assert done.returncode == 2 and done.stderr.count("\n") == 1

@@ -254,6 +254,19 @@ def test_save_shows_what_the_network_was_shown(tmp_path: Path) -> None:
     assert (red.sum(axis=0) > 40).sum() == 6  # left and right sides of three boxes
 
 
+def test_json_is_whole_if_save_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(command, "replace_file", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        command.main([SEVEN, THREE], WEIGHTS, as_json=True, save="seen")
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["prediction"] == 7
+
+
 def test_save_overwrites_nothing(tmp_path: Path) -> None:
     for name in ("a.png", "1-a.png"):
         shutil.copy(SEVEN, name)
