@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from conftest import ROOT
 
 from benchmarks import pipeline
 from model import Net
+from runtime.errors import UserError
 
 
 def run_pipeline(*flags: str) -> "subprocess.CompletedProcess[str]":
@@ -22,6 +24,22 @@ def test_medians_and_ratios_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["ratios"] == pytest.approx([2, 3, 8]) and result["ratio"] == pytest.approx(3)
     assert (result["fast"], result["ours"]) == pytest.approx((30, 10)) and result["unit"] == "ms a batch"
     assert capsys.readouterr().out == "step  fast 30.00, ours 10.00 ms a batch; ratio 3.00 (2.00 to 8.00)\n"
+
+
+def test_a_pipeline_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "child.py").write_text("import sys\nsys.argv[-1] == 'bad' or sys.stdin.read()\n")
+    monkeypatch.setattr(pipeline, "__file__", str(tmp_path / "child.py"))
+    started: list[subprocess.Popen[str]] = []
+    popen = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+        started.append(popen(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(UserError, match="the pipeline bad failed"):
+        pipeline.take_turns(["good", "bad"], [], turns=1)
+    assert started[0].wait(timeout=60) != 0  # it was killed
 
 
 def test_only_one_of_the_two_steps_is_sped_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_names_of_any_characters_cost_one_line_at_most(
     monkeypatch.setattr(command, "load_test", lambda *_: (make_test_set()[0], labels))
     skip_plots(monkeypatch, "curves", "calibration", "filters")
     folder = make_run(tmp_path, Dataset("folder", classes, 0.25, 0.5, False, False, None))
-    command.main(str(folder))
+    command.main(str(folder), str(tmp_path))
     error = capsys.readouterr().err
     assert re.fullmatch(r"warning: no font .* class names: the figures show boxes\n", error)
     for name in ("七", "[31ma b", "<script>𓀀", "caf\\udce9"):
@@ -226,6 +226,9 @@ def test_the_data_is_where_the_training_found_it(tmp_path: Path, monkeypatch: py
     assert out.getvalue().endswith("trained/here\n")
     with pytest.raises(UsageError, match="argument --data-path: for MNIST, leave it out"):
         command.main(str(tmp_path), "pictures")
+    make_run(tmp_path, Dataset("folder", ("a", "b"), 0.25, 0.5, False, False, None))
+    with pytest.raises(UserError, match="the data set is no longer in trained/here: add --data-path"):
+        command.main(str(tmp_path))
 
 
 def read_stub_page(split: str, best: int) -> str:
