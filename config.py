@@ -55,9 +55,9 @@ class Config:
     # The notebook moves the schedule after each epoch only, by the steps of an epoch at once.
     schedule_interval: str = setting("epoch", "when the learning rate moves", choices=("batch", "epoch"))
     rotation: float = setting(7.0, "largest rotation of an image to either side, in degrees", 0, 180)
-    interpolation: str = setting("nearest", "of a rotated image", choices=("nearest", "bilinear"))
+    interpolation: str = setting("nearest", "of a distorted image", choices=("nearest", "bilinear"))
     translation: float = setting(0.0, "largest shift of an image in each direction, in pixels", 0, 28)
-    scale: float = setting(0.0, "largest relative change of its width, and of its height", 0, 0.9)
+    scale: float = setting(0.0, "largest relative change of an image's width, and of its height", 0, 0.9)
     shear: float = setting(0.0, "largest shear of an image to either side, relative to its height", 0, 2)
     train_crop_size: int = setting(28, "centre crop in the first half of the epochs, in pixels", 8, 28)
     width: float = setting(1.0, "multiplies the channels of the hidden layers, and rounds them", 0.1, 8)
@@ -86,7 +86,9 @@ class Config:
         for entry in fields(self):
             check(entry.name, getattr(self, entry.name))
         if self.lr > self.max_lr:
-            raise UsageError(f"argument --max-lr: must be at least --lr, {self.lr}, not {self.max_lr}")
+            raise UsageError(
+                f"argument --max-lr: {self.max_lr} is below --lr, {self.lr}: raise it, or lower --lr"
+            )
         if self.base_momentum > self.max_momentum:
             raise UsageError(f"argument --base-momentum: must be at most --max-momentum, {self.max_momentum}")
         if self.teacher != "none" and self.label_smoothing:
@@ -275,7 +277,8 @@ def choose_data_path(given: str | None, dataset: str, default: str, new: bool = 
     """
     if dataset == "mnist":
         if given is not None:
-            raise UsageError("argument --data-path: for MNIST, leave it out; for other data, add --dataset")
+            solution = "; for other data, add --dataset" if new else ""
+            raise UsageError(f"argument --data-path: MNIST needs none, so leave it out{solution}")
         return default
     if given is None and not new and not os.path.exists(default):
         raise UserError(f"the data set is no longer in {default}: add --data-path")

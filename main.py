@@ -78,7 +78,9 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     split, name = ("holdout", "Held-out set") if config.holdout else ("test", "Test set")
     loss, accuracy = test(state.eval_model, device, eval_loader, name=name)
     if not math.isfinite(loss):
-        raise DivergedError(f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr")
+        raise DivergedError(
+            f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr or --muon-lr"
+        )
     if config.schedule_interval == "epoch":  # the schedule counts batches: move it by a whole epoch of them
         advance(state.scheduler, len(train_loader))
     seconds = round(time.perf_counter() - start, 2)

@@ -146,7 +146,7 @@ def train(
                 bar.set_description(text, refresh=False)
                 if not math.isfinite(epoch_loss):
                     problem = f"the loss became {epoch_loss} in epoch {epoch}, by batch {batch_id}"
-                    raise DivergedError(f"{problem}: try a lower --max-lr")
+                    raise DivergedError(f"{problem}: try a lower --max-lr or --muon-lr")
             bar.update()
     if processed == 0:
         raise ValueError("train_loader has no batches")

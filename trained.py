@@ -166,7 +166,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     content = load_tensors(path)
     number = content.get("format", FORMAT)
     if type(number) is not int or number != FORMAT:
-        raise UserError(f"{path} was written by another version of the project, which this one can't read")
+        raise UserError(f"{path} was written by another version of the project: use that, or train again")
     return content
 
 
@@ -180,5 +180,6 @@ def load_dataclass(path: Path, kind: type[T], values: Any) -> T:
             if value is not entry.default and not isinstance(value, allowed):
                 raise TypeError(entry.name)
     except (TypeError, ValueError, RuntimeError, UserError):  # RuntimeError: a tensor instead of a number
-        raise UserError(f"{path} does not fit this version of the project: another {kind.__name__}") from None
+        problem = f"{path} does not fit this version of the project: another {kind.__name__}"
+        raise UserError(f"{problem}; use the version that wrote it, or train again") from None
     return instance

@@ -22,8 +22,10 @@ if __name__ == "__main__":
     from runtime.errors import run_command
 
     parser = Parser("peers.py", "Train this project's recipes and their peers in turn.")
-    parser.add_argument("--output-dir", type=Path, required=True, metavar="DIR", help="for table and plot")
-    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="(default: %(default)s)")
+    parser.add_argument(
+        "--output-dir", type=Path, required=True, metavar="DIR", help="folder for table and plot"
+    )
+    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     run_command("peers.py", parser.values, "benchmarks.peers")
@@ -142,7 +144,7 @@ def curve_of(row: Row) -> Curve:
 
 
 def settings_of(name: str) -> str:
-    """Return the settings of the recipe or peer called ``name``, as they stand in its rows."""
+    """Return the settings of the recipe or peer called ``name``, as in its rows."""
     return " ".join(list_settings(RUNS[name][0]))
 
 

@@ -29,7 +29,9 @@ if __name__ == "__main__":
     from runtime.errors import run_command
 
     parser = Parser("pipeline.py", "Compare the conventional pipeline with this project's.")
-    parser.add_argument("--turns", type=count, default=9, help="of each pipeline (default: %(default)s)")
+    parser.add_argument(
+        "--turns", type=count, default=9, help="turns of each pipeline (default: %(default)s)"
+    )
     parser.add_argument("--batches", type=count, help="training steps in a turn (default: 20; on CUDA 469)")
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="file for the results, as JSON")

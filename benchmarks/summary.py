@@ -54,7 +54,7 @@ def figures(rows: list[Row], target: float, column: str, first: list[Row] | None
     low, high = stats.binomtest(reached, len(rows)).proportion_ci(method="wilson")
     inference = {
         "95 % interval (Student)": f"{average - half:.3f} to {average + half:.3f}",
-        f"p of a mean <= {target:g} (t-test)": f"{p:.2g}",
+        f"p of a t-test against {target:g} %": f"{p:.2g}",
     }
     if first is not None:
         top = numbers(first, column)

@@ -55,5 +55,5 @@ def main(files: list[str]) -> None:
         correct = trained.log_probs(images).argmax(dim=1) == labels
         first, last = int(correct[:TUNED_ON].sum()), int(correct[TUNED_ON:].sum())
         count = len(labels) - TUNED_ON
-        result = f"{first} of {TUNED_ON}; kept apart {last} of {count}, {100 * last / count:.2f} %"
+        result = f"tuned on {first} of {TUNED_ON}; held out {last} of {count}, {100 * last / count:.2f} %"
         print(f"{trained}: {result}", flush=True)

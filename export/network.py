@@ -62,7 +62,7 @@ def c_layers(model: Net) -> list[Layer]:
     shapes = {layer.name: (*layer.weight.shape[:3], layer.pool) for layer in result[:-1]}
     for name in shapes | C_LAYERS:
         if shapes.get(name) != C_LAYERS.get(name):
-            raise UserError(f"C needs the published network; this one has another {name}")
+            raise UserError(f"C needs a network of --width 1, this one has another {name}: export it as onnx")
     for layer in result:
         layer.norm = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
     return result

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-REQUIRED = ("torch", "torchvision", "tqdm", "numpy", "PIL")  # what requirements.txt brings
+REQUIRED = ("torch", "torchvision", "tqdm", "numpy", "PIL")  # the packages of requirements.txt
 
 
 class UserError(Exception):

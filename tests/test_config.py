@@ -16,7 +16,7 @@ REFUSED = [  # flags; what the message says of them
     (["--limit-train-batches", "0"], "argument --limit-train-batches: must be from 1"),
     (["--holdout", "50001"], "argument --holdout: must be from 0 to 50,000, not 50001"),
     (["--lr", "nan"], "argument --lr: must be from 1e-09 to 100, not nan"),
-    (["--max-lr", "0.01"], "argument --max-lr: must be at least --lr, 0.015, not 0.01"),
+    (["--max-lr", "0.01"], "argument --max-lr: 0.01 is below --lr, 0.015"),
     (["--max-lr", "inf"], "argument --max-lr: must be from"),
     (["--momentum", "1"], "argument --momentum: must be from 0 to 0.9999, not 1.0"),
     (["--base-momentum", "0.9", "--max-momentum", "0.8"], "argument --base-momentum: must be at most"),

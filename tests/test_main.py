@@ -501,7 +501,7 @@ def test_a_run_on_a_folder_of_pictures(
     assert load_run(Path("runs/a"))[0].data_path == str(data)
     with pytest.raises(UserError, match=r"--data-path .*other: not the data that runs/a was trained on"):
         call("--resume", "runs/a", "--data-path", str(other))
-    with pytest.raises(UsageError, match="argument --data-path: for MNIST, leave it out"):
+    with pytest.raises(UsageError, match="argument --data-path: MNIST needs none, so leave it out"):
         call("--data-path", str(data), "--output-dir", "runs/b")  # --dataset folder was forgotten
     assert not Path("runs", "b").exists()
     with pytest.raises(UsageError, match="argument --dataset: the run has folder, not mnist"):

@@ -224,7 +224,7 @@ def test_the_data_is_where_the_training_found_it(tmp_path: Path, monkeypatch: py
     with contextlib.redirect_stdout(io.StringIO()) as out:
         command.main(str(make_run(tmp_path)))
     assert out.getvalue().endswith("trained/here\n")
-    with pytest.raises(UsageError, match="argument --data-path: for MNIST, leave it out"):
+    with pytest.raises(UsageError, match="argument --data-path: MNIST needs none, so leave it out"):
         command.main(str(tmp_path), "pictures")
     make_run(tmp_path, Dataset("folder", ("a", "b"), 0.25, 0.5, False, False, None))
     with pytest.raises(UserError, match="the data set is no longer in trained/here: add --data-path"):

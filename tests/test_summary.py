@@ -27,14 +27,14 @@ def test_figures_by_hand() -> None:
     # mean 99.4, deviation sqrt((0.01² + 0.05² + 0.06²) / 2) = 0.0557, half-width 4.303 · 0.0557 / √3 = 0.138
     assert (figures["n"], figures["mean, %"], figures["standard deviation"]) == ("3", "99.400", "0.056")
     assert figures["95 % interval (Student)"] == "99.262 to 99.538"
-    assert figures["p of a mean <= 99.4 (t-test)"] == "0.5"  # it is the mean itself
+    assert figures["p of a t-test against 99.4 %"] == "0.5"  # it is the mean itself
     medians = [value for name, value in figures.items() if name.startswith("median ")]
     assert medians == ["2.5", "25.0", "30.0"]
     # (99.4 - 99.3) / (0.0557 / √3) = 3.11; Student with 2 degrees: 0.5 - 3.11 / (2 √(2 + 3.11²)) = 0.045
-    assert summary.figures(rows, 99.3, "last")["p of a mean <= 99.3 (t-test)"] == "0.045"
+    assert summary.figures(rows, 99.3, "last")["p of a t-test against 99.3 %"] == "0.045"
     figures = summary.figures([*rows, diverged(4)], 99.4, "last")
     assert figures["n"] == "3" and figures["mean, %"] == "99.400 (1 of 4 diverged)"
-    assert figures["95 % interval (Student)"] == figures["p of a mean <= 99.4 (t-test)"] == "–"
+    assert figures["95 % interval (Student)"] == figures["p of a t-test against 99.4 %"] == "–"
     # Wilson, z = 1.96: (0.5 + z²/8 ± z √(0.25/4 + z²/64)) / (1 + z²/4)
     assert figures["reached 99.4 % (Wilson)"] == "2 of 4, 15% to 85%"
 

@@ -29,4 +29,4 @@ def test_digits_are_read_as_predict_reads_files(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "writers.py"), weights]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     first, last = sum(right[:898]), sum(right[898:])
-    assert f": {first} of 898; kept apart {last} of 899, {100 * last / 899:.2f} %\n" in done.stdout
+    assert f": tuned on {first} of 898; held out {last} of 899, {100 * last / 899:.2f} %\n" in done.stdout
