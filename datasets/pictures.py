@@ -73,7 +73,7 @@ def read_picture(file: BinaryIO, enough: int = LONGEST_SIDE) -> tuple[Floats, fl
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             problem = f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels"
         except Exception as error:  # Pillow's decoders have no common error: each has its own
-            problem = "it is damaged: " + (str(error).partition("\n")[0] or type(error).__name__)
+            problem = "it can't be read: " + (str(error).partition("\n")[0] or type(error).__name__)
     raise UserError(problem)
 
 
@@ -82,10 +82,12 @@ def read_colors(picture: Image.Image) -> Floats:
 
     Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
     """
-    # ImageOps.exif_transpose does the same, but fails if another EXIF tag is damaged.
-    method = TRANSPOSES.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    if method is not None:
-        picture = picture.transpose(method)
+    # ImageOps.exif_transpose does the same, but fails if an EXIF tag is damaged.
+    orientation = 1
+    with contextlib.suppress(Exception):  # its readers have no common error
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation in TRANSPOSES:
+        picture = picture.transpose(TRANSPOSES[orientation])
     if picture.mode.startswith("I;16"):
         low, high, picture = 0.0, 65535.0, picture.convert("I")
     elif picture.mode in ("I", "F"):
@@ -108,7 +110,7 @@ def read_colors(picture: Image.Image) -> Floats:
 
 
 def border(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return the outermost of ``pixels``, (H, W, …), each once, as (n, …)."""
+    """Return the outermost of ``pixels``, (H, W, …), each once (if H or W is 1: twice), as (n, …)."""
     return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
 
 

@@ -338,8 +338,10 @@ function showReading(lines) {
   const found = lines.map((line) => line.map((picture) => network(picture).map(Math.exp)));
   const best = (shares) => shares.indexOf(largest(shares));
   const number = found.map((line) => line.map(best).join("")).join(" ");
-  const heavy = pictures.some((picture) => sum(picture) > HEAVY * picture.length);
-  const least = found.flat().sort((a, b) => largest(a) - largest(b))[0];
+  const isUnsure = (shares, i) => largest(shares) < UNSURE || sum(pictures[i]) > HEAVY * pictures[i].length;
+  const digits = found.flat().map((shares, i) => ({ shares, unsure: isUnsure(shares, i) }));
+  digits.sort((a, b) => b.unsure - a.unsure || largest(a.shares) - largest(b.shares));
+  const least = digits[0]?.shares;
   const percent = (share) => share > 0.995 ? ">\u00a099\u00a0%" : `${Math.round(100 * share)}\u00a0%`;
   bars.forEach((row, digit) => {
     row.className = least && digit === best(least) ? "best" : "";
@@ -347,7 +349,7 @@ function showReading(lines) {
     row.cells[2].textContent = least ? percent(least[digit]) : "–";
   });
   let certainty = percent(found.flat().reduce((product, shares) => product * largest(shares), 1));
-  if (least && (heavy || largest(least) < UNSURE)) {
+  if (digits[0]?.unsure) {
     const others = least.map((share, digit) => (digit === best(least) ? 0 : share));
     certainty = `unsure:\n${best(least)} or ${best(others)}`;
   }
@@ -387,20 +389,24 @@ function position(event) {
   return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
 }
 
+let drawer = null;  // pointer that draws; a second finger, or a palm beside a pen, doesn't
 pad.addEventListener("pointerdown", (event) => {
-  if (!event.isPrimary || event.button !== 0) return;
-  pad.setPointerCapture(event.pointerId);
+  if (drawer !== null || event.button !== 0) return;
+  drawer = event.pointerId;
+  pad.setPointerCapture(drawer);
   pen.visible = false;
   strokes.push(stroke = [position(event)]);
   update();
 });
 pad.addEventListener("pointermove", (event) => {
-  if (!stroke || !pad.hasPointerCapture(event.pointerId)) return;
+  if (!stroke || event.pointerId !== drawer) return;
   const events = event.getCoalescedEvents?.() ?? [];  // all that came since the last frame
   stroke.push(...(events.length ? events : [event]).map(position));
   update();
 });
-pad.addEventListener("lostpointercapture", () => { stroke = null; });
+pad.addEventListener("lostpointercapture", (event) => {
+  if (event.pointerId === drawer) stroke = drawer = null;
+});
 
 pad.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || (event.key === " " && event.repeat)) return;
@@ -421,7 +427,8 @@ pad.addEventListener("keydown", (event) => {
   pen.visible = true;
   update();
 });
-pad.addEventListener("keyup", (event) => held.delete(event.key));
+// macOS reports no keyup of a key that is let go while Cmd is down.
+pad.addEventListener("keyup", (event) => (event.key === "Meta" ? held.clear() : held.delete(event.key)));
 pad.addEventListener("focus", () => {
   pen.visible = pad.matches(":focus-visible");
   update();
@@ -437,4 +444,5 @@ document.addEventListener("keydown", (event) => {
 });
 get("clear").addEventListener("click", clear);
 new ResizeObserver(update).observe(pad);
+addEventListener("resize", update);  // to a screen of another resolution, the size stays the same
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", update);

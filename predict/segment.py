@@ -11,7 +11,7 @@ from datasets.pictures import Floats, border
 
 STRONG = 0.35  # ink that belongs to a component
 STRIP, INSIDE, LIGHT = 0.1, 0.8, 0.3  # shares: of the shorter side, of the component, of the largest one
-SEVERAL, MOST = 40, 100  # pixels: a smaller picture has one digit; pieces: more are no digits
+SEVERAL, MOST = 40, 100  # pixels: smaller ink, enlarged or not, is one digit; pieces: more are no digits
 BRIDGED, SPECK = 0.04, 0.15  # of the typical height: reach over gaps in a stroke, smallest piece
 LOW, TALL, FAINT = 0.5, 2.0, 0.2  # limits of a digit: of the typical height, twice, and of the mean area
 BESIDE = 0.6  # share of the taller digit's rows that the other of two digits must have, too

@@ -66,7 +66,7 @@ def write_report(trained: Trained, data_path: str) -> str:
         raise UserError(f"{trained.path} holds weights alone: name a folder with a run's best.pt")
     metrics = read_metrics(folder / "metrics.csv")
     if best not in metrics:
-        raise UserError(f"{folder / 'metrics.csv'} lacks the epoch of best.pt: they must be of one run")
+        raise UserError(f"{folder / 'metrics.csv'} is missing, or lacks the epoch of best.pt beside it")
     images, labels = load_test(trained.dataset, data_path)
     log_prob, predictions = trained.log_probs(images).double().max(dim=1)
     confidence = log_prob.exp()

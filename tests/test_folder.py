@@ -263,7 +263,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {  # what is done to a 
         lambda root: (root / "train" / "dog" / "1.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),
         "1.heic: it is ",
     ),
-    "truncated": (lambda root: truncate(root / "test" / "cat" / "2.png"), "2.png: it is damaged"),
+    "truncated": (lambda root: truncate(root / "test" / "cat" / "2.png"), "2.png: it can't be read"),
     "a dead link": (lambda root: link(root / "test" / "cat" / "9.png", Path("nowhere")), "9.png"),
 }
 

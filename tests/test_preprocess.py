@@ -174,6 +174,13 @@ def test_exif_orientation(orientation: int, ten: Bytes) -> None:
     assert np.array_equal(prepared[0], prepared[1])
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage!garbage", b"Exif\0\0II*\0"])
+def test_exif_that_cannot_be_read_is_ignored(exif: bytes, ten: Bytes) -> None:
+    file = io.BytesIO()
+    Image.fromarray(255 - ten[7]).save(file, "PNG", exif=exif)
+    assert np.array_equal(prepare(file), preprocess(Image.fromarray(255 - ten[7])))
+
+
 def test_digits_of_mnist_stay_what_they_are(net: Net, test_set: Set) -> None:
     images, labels = test_set[0][::40], test_set[1][::40]  # 250
     prepared = [preprocess(Image.fromarray(image)) for image in images]
@@ -354,12 +361,12 @@ SAMPLE = painted(np.eye(40), (10, 20, 30), (250, 250, 250))
 BAD = [
     (saved(Image.new("RGB", (50, 40), (130, 130, 130)), "PNG"), "blank"),
     (saved(Image.new("RGBA", (9, 9), (0, 0, 0, 0)), "PNG"), "blank"),
-    (saved(Image.new("F", (9, 9), float("nan")), "TIFF"), "blank"),
+    (saved(Image.new("F", (9, 9), float("nan")), "TIFF"), "a pixel is not a number"),
     (saved(Image.new("L", (1, 1)), "PNG"), "blank"),
     (b"", "not a picture"),
     (b"seven\n", "not a picture"),
     (b"\0\0\0\x18ftypheic" + bytes(40), "HEIC.*pip install pillow-heif"),
-    (saved(SAMPLE, "JPEG")[:-200], "damaged"),
+    (saved(SAMPLE, "JPEG")[:-200], "it can't be read: Truncated"),
     (png_of(10_000, 10_000), "too large"),
     (png_of(2**31 - 1, 2**31 - 1), "too large"),
 ]
