@@ -128,7 +128,7 @@ function erase(ink, side, others, own) {
   return ink.map((value, i) => (erased[i] && !own[i] ? 0 : value));
 }
 
-/** Return ink without what touches the border and is no digit (step 7). */
+/** Return ink without scraps and frames, which are no digits (step 7). */
 function dropScraps(ink, side) {
   const labels = label(ink.map((value) => value >= 0.35), side), strip = Math.ceil(0.1 * side);
   const pieces = measure(labels, side), inner = new Float64Array(pieces.length + 1);
@@ -137,6 +137,19 @@ function dropScraps(ink, side) {
   const heaviest = largest(pieces.map(({ area }, i) => (touching.has(i + 1) ? 0 : area)));
   const isScrap = pieces.map(({ area }, i) => touching.has(i + 1)
     && (area - inner[i + 1] >= 0.8 * area || area < 0.3 * heaviest));
+  const height = typicalHeight(pieces);
+  const inside = pieces.filter((piece, i) => !isScrap[i] && 4 * tall(piece) >= height);
+  for (const piece of inside.length <= 100 ? inside : []) {  // what is on all four sides of it is a frame
+    const x = (piece.left + piece.right) >> 1, y = (piece.top + piece.bottom) >> 1;
+    const row = labels.slice(y * side, (y + 1) * side), column = labels.filter((_, i) => i % side === x);
+    const sides = [row.slice(0, x), row.slice(x), column.slice(0, y), column.slice(y)].map((part) => new Set(part));
+    for (const number of sides[0]) {
+      if (!number || !sides.every((part) => part.has(number))) continue;
+      const outer = pieces[number - 1], high = tall(outer);
+      const thin = outer.area <= 0.12 * high * (outer.right - outer.left + high);
+      if (thin && high > tall(piece) && high <= 4 * tall(piece)) isScrap[number - 1] = true;
+    }
+  }
   if (isScrap.every(Boolean) || !isScrap.some(Boolean)) return ink;
   const scrap = labels.map((number) => number && isScrap[number - 1]);
   return erase(ink, side, scrap, labels.map((number, i) => number && !scrap[i]));

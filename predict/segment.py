@@ -11,6 +11,10 @@ from datasets.pictures import Floats, border
 
 STRONG = 0.35  # ink that belongs to a component
 STRIP, INSIDE, LIGHT = 0.1, 0.8, 0.3  # shares: of the shorter side, of the component, of the largest one
+AROUND, THIN = (
+    4,
+    0.12,
+)  # limits of a frame: height by that of what is inside; area by height · (width + height)
 SEVERAL, MOST = 40, 100  # pixels: smaller ink, enlarged or not, is one digit; pieces: more are no digits
 BRIDGED, SPECK = 0.04, 0.15  # of the typical height: reach over gaps in a stroke, smallest piece
 LOW, TALL, FAINT = 0.5, 2.0, 0.2  # limits of a digit: of the typical height, twice, and of the mean area
@@ -85,7 +89,7 @@ def isolate(ink: Floats, own: Mask) -> Floats:
 
 
 def drop_scraps(ink: Floats) -> Floats:
-    """Erase the components of ``ink`` (H, W) that touch the picture's border and are no digits: step 7."""
+    """Erase scraps and frames, which are components of ``ink`` (H, W) but no digits: step 7."""
     labels = label(ink >= STRONG)
     strip = math.ceil(STRIP * min(ink.shape))
     areas = np.bincount(labels.ravel())
@@ -94,6 +98,16 @@ def drop_scraps(ink: Floats) -> Floats:
     largest = areas[1:][~touching[1:]].max(initial=0)
     kept = ~touching | ((areas - inner < INSIDE * areas) & (areas >= LIGHT * largest))
     kept[0] = False  # the background
+    boxes, _, typical = measure(labels)
+    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
+    thin = areas[1:] <= THIN * heights * (widths + heights)
+    inside = np.flatnonzero(kept[1:] & (AROUND * heights >= typical))
+    for i in inside if len(inside) <= MOST else ():  # what is on all four sides of it is a frame
+        x, y = (boxes[i, :2] + boxes[i, 2:]) // 2
+        sides = labels[y, :x], labels[y, x:], labels[:y, x], labels[y:, x]
+        for number in set.intersection(*map(set, sides)) - {0}:
+            if thin[number - 1] and heights[i] < heights[number - 1] <= AROUND * heights[i]:
+                kept[number] = False
     return isolate(ink, kept[labels]) if 0 < kept.sum() < len(kept) - 1 else ink
 
 

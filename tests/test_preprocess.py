@@ -265,6 +265,31 @@ def test_scraps_at_the_border_are_dropped(ten: Bytes) -> None:
             assert np.array_equal(preprocess(painted(np.maximum(ink, scrap))), preprocess(painted(ink)))
 
 
+def test_frames_are_dropped(ten: Bytes, net: Net) -> None:
+    """A box, two boxes, a circle, and three boxes in a row; but not a zero around a speck or a stroke."""
+    y, x = np.mgrid[:200, :200]
+    away = np.maximum(abs(y - 100), abs(x - 100))  # from the middle
+    circle = abs(np.hypot(y - 100, x - 100) - 80) < 3
+    for digit in ten:
+        ink = np.zeros((200, 200))
+        ink[50:150, 50:150] = enlarged(digit, 100)
+        for frame in ((away > 60) & (away < 64), abs(away - 75) % 10 < 2, circle):
+            frame = frame & (away > 55) & (away < 95)
+            assert np.array_equal(preprocess(painted(np.maximum(ink, frame))), preprocess(painted(ink)))
+    row = np.concatenate([np.pad(enlarged(ten[digit], 100), 20) for digit in (4, 0, 7)], axis=1)
+    walls = np.zeros((160, 440))
+    walls[10:150, 10:430] = 1
+    for left in (13, 155, 290):
+        walls[13:147, left : left + 130] = 0
+    row = np.maximum(np.pad(row, ((10, 10), (10, 10))), walls)
+    (line,) = read_digits(read_colors(painted(row)))
+    assert predictions(net, [image for _, image in line]) == [4, 0, 7]
+    for inside in (np.s_[65:75, 65:75], np.s_[57:83, 68:71]):
+        zero = np.pad(enlarged(ten[0], 100), 20)
+        zero[inside] = 1
+        assert predictions(net, [preprocess(painted(zero))]) == [0]
+
+
 def test_a_digit_at_the_border_stays(net: Net, ten: Bytes) -> None:
     digits = []
     for digit in ten:

@@ -140,7 +140,13 @@ def test_prepares_any_picture_like_predict(page: Any) -> None:
         scraps, start = np.zeros((side, side)), side // 3
         scraps[start : start + 8, start : start + 8] = generator.integers(0, 2, (8, 8)) * 255
         scraps[0, : side // 2] = scraps[:3, -1] = 255
-        compare(page, *pictures, patch, scraps)
+        framed = patch.copy()
+        framed[[side // 8, -side // 8], side // 8 : -side // 8 + 1] = 255
+        framed[side // 8 : -side // 8, [side // 8, -side // 8]] = 255
+        framed[:, -side // 8 + 1 :] = 0
+        framed[side // 3 : side // 2 + 1, side // 2 :] = 0
+        framed[side // 8 : -side // 8, -side // 8] = 255
+        compare(page, *pictures, patch, scraps, framed)
 
 
 def compare(page: Any, *pictures: np.ndarray[Any, Any]) -> None:
