@@ -61,6 +61,7 @@ def test_names_fit_any_file_system_and_differ(tmp_path: Path) -> None:
         ("--jobs 0", "--jobs"),
         ("--jobs 2 --address 127.0.0.1:1", "--jobs"),
         ("--address somehost", "--address: must be HOST:PORT, not somehost"),
+        ("--address 127.0.0.1:x", "--address: must be HOST:PORT, not 127.0.0.1:x"),
         ("--grid batch_size=64,128 --batch-size 128", "--batch-size: not allowed, as --grid"),
         ("--runs-per-gpu 0", "--runs-per-gpu"),
         ("--runs-per-gpu 2 --jobs 1", "--runs-per-gpu"),

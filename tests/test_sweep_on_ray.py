@@ -41,12 +41,10 @@ def test_without_ray_one_line_says_what_to_do(tmp_path: Path, monkeypatch: pytes
         sweep.main(*parse_sweep(["--output-dir", str(tmp_path)]))
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1", "127.0.0.1:x"])
-def test_a_cluster_that_is_not_there(address: str, tmp_path: Path) -> None:
+def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    with pytest.raises(UserError, match="--jobs 1") as caught:
-        sweep.main(*parse_sweep(["--output-dir", str(tmp_path), "--address", address]))
-    assert "pip install" not in str(caught.value)
+    with pytest.raises(UserError, match=r"^Ray: .*refused: start the cluster first$"):
+        sweep.main(*parse_sweep(["--output-dir", str(tmp_path), "--address", "127.0.0.1:1"]))
 
 
 @pytest.mark.skipif(
