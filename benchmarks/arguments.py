@@ -70,7 +70,7 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     parser.add_argument(
         "--jobs", type=count, metavar="N", help="runs at a time (default: all cores); 1: no Ray"
     )
-    parser.add_argument("--runs-per-gpu", type=count, default=1, metavar="N", help=f"that share it {default}")
+    parser.add_argument("--runs-per-gpu", type=count, default=1, metavar="N", help=f"sharing a GPU {default}")
     parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on")
     args, rest = parser.parse_known_args(argv)
     if not 0 <= args.target <= 100:  # true for NaN
@@ -93,7 +93,8 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     for flags in args.grid or [()]:
         config = replace(parse_settings([*common_flags, *flags])[0], early_stopping=False)
         configs[config] = " ".join(flags)
-        choose_data_path(options.given_data_path, config.dataset, options.data_path, new=True)  # may refuse
+        # It refuses --data-path for MNIST.
+        choose_data_path(options.given_data_path, config.dataset, options.data_path, new=True)
         if args.grid and config.holdout == 0:
             parser.error("argument --holdout: must be above 0, as a grid is compared on held-out images")
     args.output_dir = args.output_dir.resolve()

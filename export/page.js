@@ -141,7 +141,7 @@ function dropScraps(ink, side) {
   const inside = pieces.filter((piece, i) => !isScrap[i] && 4 * tall(piece) >= height);
   for (const piece of inside.length <= 100 ? inside : []) {  // what is on all four sides of it is a frame
     const x = (piece.left + piece.right) >> 1, y = (piece.top + piece.bottom) >> 1;
-    const row = labels.slice(y * side, (y + 1) * side), column = labels.filter((_, i) => i % side === x);
+    const row = labels.slice(y * side, (y + 1) * side), column = Array.from(row, (_, i) => labels[i * side + x]);
     const sides = [row.slice(0, x), row.slice(x), column.slice(0, y), column.slice(y)].map((part) => new Set(part));
     for (const number of sides[0]) {
       if (!number || !sides.every((part) => part.has(number))) continue;

@@ -11,10 +11,8 @@ from datasets.pictures import Floats, border
 
 STRONG = 0.35  # ink that belongs to a component
 STRIP, INSIDE, LIGHT = 0.1, 0.8, 0.3  # shares: of the shorter side, of the component, of the largest one
-AROUND, THIN = (
-    4,
-    0.12,
-)  # limits of a frame: height by that of what is inside; area by height · (width + height)
+# Limits of a frame: its height by that of a component inside it, its area by height · (width + height).
+AROUND, THIN = 4, 0.12
 SEVERAL, MOST = 40, 100  # pixels: smaller ink, enlarged or not, is one digit; pieces: more are no digits
 BRIDGED, SPECK = 0.04, 0.15  # of the typical height: reach over gaps in a stroke, smallest piece
 LOW, TALL, FAINT = 0.5, 2.0, 0.2  # limits of a digit: of the typical height, twice, and of the mean area
@@ -88,6 +86,22 @@ def isolate(ink: Floats, own: Mask) -> Floats:
     return np.where(dilate(others, 1) & ~own, 0, ink)
 
 
+def find_frames(labels: Integers, kept: Mask) -> list[int]:
+    """Return the numbers of the components of ``labels`` (H, W) that are frames around ones ``kept`` (n,)."""
+    boxes, areas, typical = measure(labels)
+    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
+    thin = areas <= THIN * heights * (widths + heights)
+    inside = np.flatnonzero(kept & (AROUND * heights >= typical))
+    frames = []
+    for i in inside if len(inside) <= MOST else ():
+        x, y = (boxes[i, :2] + boxes[i, 2:]) // 2
+        sides = labels[y, :x], labels[y, x:], labels[:y, x], labels[y:, x]
+        for number in set.intersection(*map(set, sides)) - {0}:
+            if thin[number - 1] and heights[i] < heights[number - 1] <= AROUND * heights[i]:
+                frames.append(int(number))
+    return frames
+
+
 def drop_scraps(ink: Floats) -> Floats:
     """Erase scraps and frames, which are components of ``ink`` (H, W) but no digits: step 7."""
     labels = label(ink >= STRONG)
@@ -98,16 +112,7 @@ def drop_scraps(ink: Floats) -> Floats:
     largest = areas[1:][~touching[1:]].max(initial=0)
     kept = ~touching | ((areas - inner < INSIDE * areas) & (areas >= LIGHT * largest))
     kept[0] = False  # the background
-    boxes, _, typical = measure(labels)
-    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
-    thin = areas[1:] <= THIN * heights * (widths + heights)
-    inside = np.flatnonzero(kept[1:] & (AROUND * heights >= typical))
-    for i in inside if len(inside) <= MOST else ():  # what is on all four sides of it is a frame
-        x, y = (boxes[i, :2] + boxes[i, 2:]) // 2
-        sides = labels[y, :x], labels[y, x:], labels[:y, x], labels[y:, x]
-        for number in set.intersection(*map(set, sides)) - {0}:
-            if thin[number - 1] and heights[i] < heights[number - 1] <= AROUND * heights[i]:
-                kept[number] = False
+    kept[find_frames(labels, kept[1:])] = False
     return isolate(ink, kept[labels]) if 0 < kept.sum() < len(kept) - 1 else ink
 
 
