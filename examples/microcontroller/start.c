@@ -1,6 +1,13 @@
-/* The vector table of a Cortex-M, and the reset handler, which runs first. */
+/* The vector table of a Cortex-M, the reset handler, which runs first, and the handler of SysTick's interrupt. */
 extern unsigned bss_start[], stack_bottom[], stack_top[];
 int main(void);
+
+volatile unsigned systick_wraps;
+
+void systick(void)
+{
+    systick_wraps++;
+}
 
 void reset(void)
 {
@@ -15,4 +22,5 @@ void reset(void)
         ;
 }
 
-__attribute__((section(".vectors"), used)) static void *const vectors[] = {stack_top, reset, reset, reset};
+__attribute__((section(".vectors"), used)) static void *const vectors[16] = {
+    stack_top, reset, reset, reset, [15] = systick};
