@@ -53,9 +53,13 @@ class Config:
     max_momentum: float = setting(0.95, "momentum at the start and the end", 0, 0.9999)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 1)
     # The notebook moves the schedule after each epoch only, by the steps of an epoch at once.
-    schedule_interval: str = setting("epoch", "when the learning rate moves", choices=("batch", "epoch"))
+    schedule_interval: str = setting(
+        "epoch", "how often the learning rate changes", choices=("batch", "epoch")
+    )
     rotation: float = setting(7.0, "largest rotation of an image to either side, in degrees", 0, 180)
-    interpolation: str = setting("nearest", "of a distorted image", choices=("nearest", "bilinear"))
+    interpolation: str = setting(
+        "nearest", "how the pixels of a distorted image are computed", choices=("nearest", "bilinear")
+    )
     translation: float = setting(0.0, "largest shift of an image in each direction, in pixels", 0, 28)
     scale: float = setting(0.0, "largest relative change of an image's width, and of its height", 0, 0.9)
     shear: float = setting(0.0, "largest shear of an image to either side, relative to its height", 0, 2)

@@ -60,17 +60,21 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     description = "Train with seeds 1 to N. Takes --device, --data-path and the settings of main.py too."
     parser = Parser("sweep.py", description)
     default = "(default: %(default)s)"
-    parser.add_argument("--seeds", type=count, default=10, metavar="N", help=f"how many {default}")
+    parser.add_argument("--seeds", type=count, default=10, metavar="N", help=f"number of seeds {default}")
     parser.add_argument(
         "--output-dir", type=Path, required=True, metavar="DIR", help="folder for tables and runs"
     )
-    help = "to compare on held-out images: 'max_lr=0.1,0.2 dropout=0,0.05'"
+    help = "settings to compare on held-out images, such as 'max_lr=0.1,0.2 dropout=0,0.05'"
     parser.add_argument("--grid", type=combinations, help=help)
-    parser.add_argument("--target", type=float, default=99.4, metavar="X", help=f"accuracy in %% {default}")
+    parser.add_argument(
+        "--target", type=float, default=99.4, metavar="X", help=f"target accuracy in %% {default}"
+    )
     parser.add_argument(
         "--jobs", type=count, metavar="N", help="runs at a time (default: all cores); 1: no Ray"
     )
-    parser.add_argument("--runs-per-gpu", type=count, default=1, metavar="N", help=f"sharing a GPU {default}")
+    parser.add_argument(
+        "--runs-per-gpu", type=count, default=1, metavar="N", help=f"runs that share a GPU {default}"
+    )
     parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on")
     args, rest = parser.parse_known_args(argv)
     if not 0 <= args.target <= 100:  # true for NaN

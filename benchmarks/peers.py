@@ -25,7 +25,9 @@ if __name__ == "__main__":
     parser.add_argument(
         "--output-dir", type=Path, required=True, metavar="DIR", help="folder for table and plot"
     )
-    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--seeds", type=count, default=3, metavar="N", help="number of seeds (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     run_command("peers.py", parser.values, "benchmarks.peers")

@@ -10,7 +10,9 @@ if __name__ == "__main__":
     help += "or a folder of pictures; -: standard input"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=help)
     parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
-    parser.add_argument("--json", action="store_true", help="print a JSON array, one object for each picture")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON array, one object for each picture that can be read"
+    )
     help = "folder to write a PNG to for each IMAGE: what the network was shown, and its answers"
     parser.add_argument("--save", metavar="DIR", help=help)
     run_command("predict", parser.values, "predict.command")
