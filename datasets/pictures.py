@@ -82,7 +82,8 @@ def read_colors(picture: Image.Image) -> Floats:
 
     Raises what Pillow's decoders raise where the file is damaged, which can be any ``Exception``.
     """
-    # ImageOps.exif_transpose does the same, but fails if an EXIF tag is damaged.
+    picture.load()  # a TIFF is turned by Pillow here, which also drops its tag
+    # ImageOps.exif_transpose does the same, but fails if another EXIF tag is damaged.
     orientation = 1
     with contextlib.suppress(Exception):  # its readers have no common error
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)

@@ -172,6 +172,9 @@ def test_exif_orientation(orientation: int, ten: Bytes) -> None:
         if len(exif) == 1:
             assert np.array_equal(prepared[0], preprocess(ImageOps.exif_transpose(Image.open(file))))
     assert np.array_equal(prepared[0], prepared[1])
+    tiff = io.BytesIO()  # Pillow turns it itself
+    stored.save(tiff, "TIFF", tiffinfo={0x0112: orientation})
+    assert np.array_equal(prepare(tiff), prepared[0])
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0garbage!garbage", b"Exif\0\0II*\0"])
