@@ -1,7 +1,6 @@
 """A run's folder: save, load, resume."""
 
 import contextlib
-import hashlib
 import platform
 import tempfile
 import time
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from config import Config, Options, check, choose_data_path, flag
-from datasets import Dataset
+from datasets import Dataset, hash_tensors
 from model import Net
 from runtime.device import select_device
 from runtime.errors import UsageError, UserError
@@ -23,7 +22,7 @@ from runtime.files import claim_folder, locked, warn, write_table
 from runtime.tensor_files import save_tensors
 from train import TrainingState
 from trained import FORMAT, EpochMetrics, load_dataclass, load_teacher, read_checkpoint
-from utils import Loaders, get_loaders
+from utils import DeviceLoader, Loaders, get_loaders
 
 
 @dataclass
@@ -38,6 +37,7 @@ class Progress:
     metrics: list[EpochMetrics] = field(default_factory=list)
     teacher_width: float | None = None  # None if there is no teacher
     data_hash: str | None = None  # of all images and labels
+    test_hash: str | None = None  # of those of the test set; None for a run that holds out images
     finished: bool = False
     best_model: dict[str, Tensor] | None = None  # weights of the first epoch with the highest accuracy
 
@@ -75,13 +75,9 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages, "machine": machine}
 
 
-def hash_data(loaders: Loaders) -> str:
-    """Return the SHA-256 of the images and labels that a run trains on, and of those that it evaluates."""
-    digest = hashlib.sha256()
-    for loader in loaders:
-        for tensor in (loader.images, loader.labels):
-            digest.update(tensor.cpu().numpy().data)
-    return digest.hexdigest()
+def hash_data(*loaders: DeviceLoader) -> str:
+    """Return the hash of the images and labels of ``loaders``."""
+    return hash_tensors(*(tensor for loader in loaders for tensor in (loader.images, loader.labels)))
 
 
 @contextlib.contextmanager
@@ -110,7 +106,8 @@ def open_run(config: Config, options: Options) -> Iterator[Run]:
         progress = Progress(
             *(config, str(device), data_path, dataset, versions()),
             teacher_width=width,
-            data_hash=hash_data(loaders),
+            data_hash=hash_data(*loaders),
+            test_hash=None if config.holdout else hash_data(loaders[1]),
         )
         if options.dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -140,7 +137,7 @@ def resume_run(folder: Path, config: Config, options: Options) -> Run:
     dataset = progress.dataset
     progress.data_path = choose_data_path(options.given_data_path, dataset.name, progress.data_path)
     loaders = get_loaders(progress.config, device, progress.data_path)
-    if progress.data_hash not in (None, hash_data(loaders)) or loaders[0].dataset != dataset:
+    if progress.data_hash not in (None, hash_data(*loaders)) or loaders[0].dataset != dataset:
         raise UserError(f"--data-path {progress.data_path}: not the data that {folder} was trained on")
     progress.versions = versions()
     run = Run(folder, loaders, progress, None, states, progress.epoch)
@@ -177,7 +174,7 @@ def save_run(run: Run, state: TrainingState | None = None) -> None:
 def save_best(folder: Path, progress: Progress) -> None:
     """Write best.pt: the weights of the best epoch, with its metrics, settings, data set and versions."""
     values = asdict(progress)
-    content = {name: values[name] for name in ("config", "dataset", "data_path", "versions")}
+    content = {name: values[name] for name in ("config", "dataset", "data_path", "versions", "test_hash")}
     content["metrics"] = max(values["metrics"], key=lambda row: float(row["eval_accuracy"]))
     save_tensors(folder / "best.pt", {"format": FORMAT, "model": progress.best_model} | content)
 

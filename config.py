@@ -196,7 +196,7 @@ TEACHER = replace(
 
 RECIPES = {config.recipe: config for config in (DEFAULT, BEST, FAST, ORIGINAL, TEACHER)}
 
-WEIGHTS_HELP = "file of the weights (default: the newest run's, or else the included ones)"
+WEIGHTS_HELP = "file of weights, or folder of a run (default: the newest run's, or else the included ones)"
 DATA_PATH_HELP = "folder of the data set, if it has moved since the training; MNIST needs none"
 
 

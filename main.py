@@ -78,9 +78,8 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     split, name = ("holdout", "Held-out set") if config.holdout else ("test", "Test set")
     loss, accuracy = test(state.eval_model, device, eval_loader, name=name)
     if not math.isfinite(loss):
-        raise DivergedError(
-            f"the loss in evaluation became {loss} after epoch {epoch}: try a lower --max-lr or --muon-lr"
-        )
+        problem = f"the loss in evaluation became {loss} after epoch {epoch}"
+        raise DivergedError(f"{problem}: try a lower --max-lr, and with --opt muon a lower --muon-lr")
     if config.schedule_interval == "epoch":  # the schedule counts batches: move it by a whole epoch of them
         advance(state.scheduler, len(train_loader))
     seconds = round(time.perf_counter() - start, 2)
@@ -138,7 +137,8 @@ def evaluate(config: Config, options: Options) -> None:
     if "dataset" in options.given and config.dataset != trained.dataset.name:
         raise UsageError(f"argument --dataset: the weights were trained on {trained.dataset.name}")
     data_path = choose_data_path(options.given_data_path, trained.dataset.name, trained.data_path)
-    test(trained.model.to(device), device, get_test_loader(trained.dataset, data_path, device))
+    test_loader = get_test_loader(trained.dataset, data_path, device, trained.test_hash)
+    test(trained.model.to(device), device, test_loader)
 
 
 def main(config: Config, options: Options) -> None:

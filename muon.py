@@ -1,6 +1,6 @@
 """Muon (Jordan et al., 2024): SGD that orthogonalises the momentum of each weight matrix."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,12 @@ class Muon(SGD):
         super().__init__([{"params": others}, by_muon], **options)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; return the loss, if there is a ``closure`` to compute it.
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step.
 
         The matrices' gradients are replaced by the orthogonalised momentum. Then SGD, which has no momentum
         of its own for them, subtracts it.
         """
-        with torch.enable_grad():
-            loss = None if closure is None else closure()
         matrices = [matrix for matrix in self.param_groups[1]["params"] if matrix.grad is not None]
         if matrices:
             grads: list[Any] = [matrix.grad for matrix in matrices]
@@ -49,7 +47,6 @@ class Muon(SGD):
             nesterov = torch._foreach_lerp(grads, buffers, MOMENTUM)
             torch._foreach_copy_(grads, orthogonalize(nesterov))
         super().step()
-        return loss
 
 
 def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:

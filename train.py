@@ -22,7 +22,10 @@ BAR_INTERVAL = 25  # batches between updates of the progress bar's text; each up
 
 @dataclass(frozen=True)
 class TrainingState:
-    """The objects that an epoch needs and last.pt saves. Training updates all but the teacher, in place."""
+    """The objects that an epoch needs and last.pt saves.
+
+    ``frozen`` means that they stay the same objects. Training updates all but the teacher in place.
+    """
 
     model: Net
     optimizer: Optimizer
@@ -146,7 +149,9 @@ def train(
                 bar.set_description(text, refresh=False)
                 if not math.isfinite(epoch_loss):
                     problem = f"the loss became {epoch_loss} in epoch {epoch}, by batch {batch_id}"
-                    raise DivergedError(f"{problem}: try a lower --max-lr or --muon-lr")
+                    raise DivergedError(
+                        f"{problem}: try a lower --max-lr, and with --opt muon a lower --muon-lr"
+                    )
             bar.update()
     if processed == 0:
         raise ValueError("train_loader has no batches")

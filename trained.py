@@ -58,6 +58,7 @@ class Trained:
     versions: dict[str, str] = field(default_factory=dict)
     dataset: Dataset = MNIST
     data_path: str = Options.data_path
+    test_hash: str | None = None  # of the test set, if the run has read it
 
     @torch.inference_mode()
     def log_probs(self, images: Tensor) -> Tensor:
@@ -73,14 +74,20 @@ class Trained:
 
 
 def load_trained(file: str | Path | None) -> Trained:
-    """Read a trained network: the newest, or that in ``file``, a best.pt or another state dict of ``Net``."""
+    """Read a trained network: the newest, or that in ``file``.
+
+    ``file`` is a best.pt, a folder with one, or a file with another state dict of ``Net``.
+    """
     if file is None:
         return newest_trained()
     path = Path(file)
+    if path.is_dir():
+        path /= "best.pt"
     content = read_checkpoint(path)
     if "finished" in content:
         raise UserError(f"{path} is for resuming a run: name the best.pt beside it")
-    names = {"metrics", "config", "dataset", "versions", "data_path"} if "format" in content else set()
+    stored = {entry.name for entry in fields(Trained)} - {"path", "model"}
+    names = stored if "format" in content else set()
     known = {name: content[name] for name in names & content.keys()}
     for name, kind in {"metrics": EpochMetrics, "config": Config, "dataset": Dataset}.items():
         if name in known:

@@ -150,7 +150,9 @@ def get_loaders(config: Config, device: torch.device | str, data_path: str = Opt
     return DeviceLoader(*on_device, config.batch_size, dataset=dataset, config=config), eval_loader
 
 
-def get_test_loader(dataset: Dataset, data_path: str, device: torch.device | str) -> DeviceLoader:
-    """Load the test set of ``dataset`` onto ``device``, and make its loader."""
-    images, labels = load_test(dataset, data_path)
+def get_test_loader(
+    dataset: Dataset, data_path: str, device: torch.device | str, known_hash: str | None = None
+) -> DeviceLoader:
+    """Load the test set of ``dataset`` onto ``device``, as ``load_test`` does, and make its loader."""
+    images, labels = load_test(dataset, data_path, known_hash)
     return DeviceLoader(images.to(device), labels.to(device), EVALUATION_BATCH, dataset=dataset)

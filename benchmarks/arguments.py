@@ -12,14 +12,14 @@ from pathlib import Path
 
 from config import ORIGINAL, RECIPES, Config, Options, choose_data_path, flag
 from config import parse_args as parse_settings
-from runtime.arguments import Parser
+from runtime.arguments import Parser, folder
 
 NOT_VARIED = {"seed", "early_stopping", "target_accuracy"}  # by a sweep
 SETTINGS = sorted(vars(ORIGINAL).keys() - NOT_VARIED)
 LONGEST_NAME = 150  # characters; file systems allow 255, with a suffix
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
     """Read an argument that is a whole number, at least 1."""
     if int(text) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
@@ -32,6 +32,8 @@ def combinations(grid: str) -> list[tuple[str, ...]]:
     for word in grid.split() or [""]:
         name, _, values = word.partition("=")
         name = name.replace("-", "_")
+        if name == "holdout":
+            raise argparse.ArgumentTypeError("holdout can't vary: all runs are compared on the same images")
         if name not in SETTINGS or name in axes or not values:
             problem = f"{word!r} is not a setting and its values, such as max_lr=0.1,0.2"
             raise argparse.ArgumentTypeError(problem)
@@ -60,9 +62,11 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
     description = "Train with seeds 1 to N. Takes --device, --data-path and the settings of main.py too."
     parser = Parser("sweep.py", description)
     default = "(default: %(default)s)"
-    parser.add_argument("--seeds", type=count, default=10, metavar="N", help=f"number of seeds {default}")
     parser.add_argument(
-        "--output-dir", type=Path, required=True, metavar="DIR", help="folder for tables and runs"
+        "--seeds", type=positive_int, default=10, metavar="N", help=f"number of seeds {default}"
+    )
+    parser.add_argument(
+        "--output-dir", type=folder, required=True, metavar="DIR", help="folder for tables and runs"
     )
     help = "settings to compare on held-out images, such as 'max_lr=0.1,0.2 dropout=0,0.05'"
     parser.add_argument("--grid", type=combinations, help=help)
@@ -70,10 +74,10 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
         "--target", type=float, default=99.4, metavar="X", help=f"target accuracy in %% {default}"
     )
     parser.add_argument(
-        "--jobs", type=count, metavar="N", help="runs at a time (default: all cores); 1: no Ray"
+        "--jobs", type=positive_int, metavar="N", help="runs at a time (default: all cores); 1: no Ray"
     )
     parser.add_argument(
-        "--runs-per-gpu", type=count, default=1, metavar="N", help=f"runs that share a GPU {default}"
+        "--runs-per-gpu", type=positive_int, default=1, metavar="N", help=f"runs that share a GPU {default}"
     )
     parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster to run on")
     args, rest = parser.parse_known_args(argv)
@@ -93,9 +97,11 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
         if (name := varied.partition("=")[0]) in map(flag, options.given):
             parser.error(f"argument {name}: not allowed, as --grid has it too")
     common_flags = ["--holdout=10000", *rest] if args.grid else rest
-    configs = {}
+    configs: dict[Config, str] = {}
     for flags in args.grid or [()]:
         config = replace(parse_settings([*common_flags, *flags])[0], early_stopping=False)
+        if config in configs:
+            parser.error(f"argument --grid: {' '.join(flags)} is the same as {configs[config]}")
         configs[config] = " ".join(flags)
         # It refuses --data-path for MNIST.
         choose_data_path(options.given_data_path, config.dataset, options.data_path, new=True)

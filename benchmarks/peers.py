@@ -17,16 +17,16 @@ from statistics import mean, stdev
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from benchmarks.arguments import count
-    from runtime.arguments import Parser
+    from benchmarks.arguments import positive_int
+    from runtime.arguments import Parser, folder
     from runtime.errors import run_command
 
     parser = Parser("peers.py", "Train this project's recipes and their peers in turn.")
     parser.add_argument(
-        "--output-dir", type=Path, required=True, metavar="DIR", help="folder for table and plot"
+        "--output-dir", type=folder, required=True, metavar="DIR", help="folder for table and plot"
     )
     parser.add_argument(
-        "--seeds", type=count, default=3, metavar="N", help="number of seeds (default: %(default)s)"
+        "--seeds", type=positive_int, default=3, metavar="N", help="number of seeds (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -157,7 +157,8 @@ def load_rows(path: Path, conditions: list[str]) -> dict[tuple[str, int], Row]:
         if row["name"] in RUNS and row["settings"] != settings_of(row["name"]):
             raise UserError(f"{path} has other settings of {row['name']}: choose another --output-dir")
         lengths = {len(row[column].split()) for column in NUMBERS}
-        if lengths != ({RECIPES[row["name"]].epochs} if row["name"] in RECIPES else {max(*lengths, 1)}):
+        # A row of an earlier version's peer stays, whatever its number of epochs was.
+        if lengths != {RUNS[row["name"]][0].epochs if row["name"] in RUNS else max(*lengths, 1)}:
             raise UserError(f"{path} is damaged: epochs are missing; choose another --output-dir")
     return {(row["name"], int(row["seed"])): row for row in rows}
 

@@ -24,15 +24,17 @@ from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from benchmarks.arguments import count
+    from benchmarks.arguments import positive_int
     from runtime.arguments import Parser
     from runtime.errors import run_command
 
     parser = Parser("pipeline.py", "Compare the conventional pipeline with this project's.")
     parser.add_argument(
-        "--turns", type=count, default=9, help="turns of each pipeline (default: %(default)s)"
+        "--turns", type=positive_int, default=9, help="turns of each pipeline (default: %(default)s)"
     )
-    parser.add_argument("--batches", type=count, help="training steps in a turn (default: 20; on CUDA 469)")
+    parser.add_argument(
+        "--batches", type=positive_int, help="training steps in a turn (default: 20; on CUDA 469)"
+    )
     parser.add_argument("--device", default="auto", help="as for main.py (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="file for the results, as JSON")
     parser.add_argument("--child", help=argparse.SUPPRESS)

@@ -44,7 +44,8 @@ def figures(rows: list[Row], target: float, column: str, first: list[Row] | None
     """Summarise the accuracies in ``column``, and compare their mean with that of ``first``, if it is given.
 
     A diverged run counts as one that did not reach ``target``. The mean of the other runs alone is biased,
-    so its cell says how many diverged, and interval, p and difference are left out.
+    so its cell says how many diverged, and interval, p and difference are left out. The table has epochs and
+    seconds to ``target`` only for the accuracy ``last``, by epoch, and not for ``best_on_test``.
     """
     values = numbers(rows, column)
     count, average, error = len(values), mean(values), standard_error(values)
@@ -63,14 +64,17 @@ def figures(rows: list[Row], target: float, column: str, first: list[Row] | None
     diverged = sum(row["error"] != "" for row in rows)
     if diverged:
         inference = dict.fromkeys(inference, NONE)
+    to_target = {
+        f"reached {target:g} % (Wilson)": f"{reached} of {len(rows)}, {low:.0%} to {high:.0%}",
+        "median epoch to it": f"{median(numbers(rows, 'epoch_reached')):g}",
+        "median seconds to it": f"{median(numbers(rows, 'seconds_to_target')):.1f}",
+    }
     cells = {
         "n": str(sum(row[column] != "" for row in rows)),
         "mean, %": f"{average:.3f}" + (f" ({diverged} of {len(rows)} diverged)" if diverged else ""),
         "standard deviation": f"{error * math.sqrt(count):.3f}",
         **inference,
-        f"reached {target:g} % (Wilson)": f"{reached} of {len(rows)}, {low:.0%} to {high:.0%}",
-        "median epoch to it": f"{median(numbers(rows, 'epoch_reached')):g}",
-        "median seconds to it": f"{median(numbers(rows, 'seconds_to_target')):.1f}",
+        **(to_target if column == "last" else {}),
         "median seconds in all": f"{median(numbers(rows, 'seconds')):.1f}",
     }
     return {name: text.replace("nan", NONE) for name, text in cells.items()}

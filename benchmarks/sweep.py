@@ -36,7 +36,7 @@ from datasets import load
 from runtime.errors import DivergedError, UsageError, UserError, end_in_one_line
 from runtime.files import locked, read_table, write_table
 from test import test
-from trained import load_trained
+from trained import load_teacher, load_trained
 from utils import get_test_loader
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,6 +66,7 @@ def train_run(folder: Path, config: Config, sweep: Sweep) -> Row:
             fcntl.flock(log, fcntl.LOCK_EX)  # waits for a worker of a killed sweep
         try:
             if (folder / "last.pt").exists():
+                check_teacher(folder, config)
                 given = sweep.options.given | vars(config).keys()
                 options = replace(sweep.options, resume=str(folder), given=given)
             else:
@@ -86,6 +87,18 @@ def train_run(folder: Path, config: Config, sweep: Sweep) -> Row:
         except Exception as error:
             traceback.print_exc(file=log)
             raise UserError(f"{folder}: {describe(error)}; {folder}.log has more; {CONTINUE}") from None
+
+
+def check_teacher(folder: Path, config: Config) -> None:
+    """Raise ``UsageError`` if the run in ``folder`` had another teacher than ``config`` names now."""
+    progress, states = load_run(folder)
+    teacher = load_teacher(config, progress.dataset)
+    if teacher is not None:
+        pairs = zip(teacher.state_dict().values(), states["teacher"].values(), strict=True)
+        if not all(torch.equal(new, old) for new, old in pairs):
+            raise UsageError(
+                f"argument --output-dir: {folder} has another {config.teacher}; name a new folder"
+            )
 
 
 def describe(error: BaseException) -> str:
@@ -153,6 +166,8 @@ def train_on_ray(runs: dict[Path, Config], sweep: Sweep) -> Iterator[dict[Path, 
     """Train ``runs`` in workers of Ray; each second, yield the rows of those that have ended."""
     ray = start_ray(sweep)
     gpu = sweep.options.device != "cpu" and "GPU" in ray.cluster_resources()
+    if sweep.runs_per_gpu > 1 and not gpu:
+        raise UsageError("argument --runs-per-gpu: Ray finds no GPU; leave it out")
     # If a worker or a node is lost, Ray starts its task elsewhere, nine times at most.
     options: dict[str, Any] = {"max_retries": 9, "retry_exceptions": False}
     task = ray.remote(max_calls=1)(train_run).options(**options, num_gpus=gpu / sweep.runs_per_gpu)

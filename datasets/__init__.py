@@ -1,18 +1,20 @@
 """Data sets: read the images and labels, and describe what the network must know of them."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from config import ORIGINAL, check
+from config import ORIGINAL, TORCHVISION, check
 from datasets.mnist import SIDE, Images, load_mnist, load_torchvision, split_holdout
 from datasets.pictures import border, load_folder
 from runtime.errors import UserError
+from runtime.files import warn
 
 __all__ = ["MEAN", "MNIST", "SIDE", "STD", "Dataset"]
-__all__ += ["load", "load_mnist", "load_test", "load_train", "split_holdout"]
+__all__ += ["hash_tensors", "load", "load_mnist", "load_test", "load_train", "split_holdout"]
 
 NEARLY_ALL = 0.99  # share of the training images that decides on a property of the data set
 
@@ -57,16 +59,34 @@ def load(name: str, data_path: str, train: bool) -> tuple[Images, tuple[str, ...
 def load_train(name: str, data_path: str) -> tuple[Dataset, Images]:
     """Read the training set of the data set ``name``, and describe it."""
     images, classes = load(name, data_path, train=True)
-    return MNIST if name == MNIST.name else describe(name, classes, images[0]), images
+    dataset = MNIST if name == MNIST.name else describe(name, classes, images[0])
+    if name in TORCHVISION and (dataset.mean, dataset.std) == (MEAN, STD):  # its files have the same names
+        raise UserError(f"{data_path} has MNIST's images in place of those of {name}: delete them")
+    return dataset, images
 
 
-def load_test(dataset: Dataset, data_path: str) -> Images:
-    """Read the test set of ``dataset``. It must have the classes of the training set."""
+def load_test(dataset: Dataset, data_path: str, known_hash: str | None = None) -> Images:
+    """Read the test set of ``dataset``. It must have the classes of the training set.
+
+    If its ``hash_tensors`` is not ``known_hash``, that of the training run, a warning says so.
+    """
     images, classes = load(dataset.name, data_path, train=False)
     if classes != dataset.classes:
         differing = ", ".join(sorted(set(classes) ^ set(dataset.classes)))
         raise UserError(f"--data-path {data_path}: training and test set differ in the classes {differing}")
+    if known_hash not in (None, hash_tensors(*images)):
+        warn(
+            f"{data_path}: not the test set of the training run; the network may have seen some of its images"
+        )
     return images
+
+
+def hash_tensors(*tensors: Tensor) -> str:
+    """Return the SHA-256 of the values of ``tensors``."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def describe(name: str, classes: tuple[str, ...], images: Tensor) -> Dataset:

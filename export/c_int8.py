@@ -43,9 +43,10 @@ def round_weights(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Round weights and bias of ``layer``, whose inputs have this ``scale`` and zero point, to integers.
 
-    Returns weights, from -127 to 127, biases, the value of 1 in both, (outputs,), and a bound on the
-    magnitude of all sums, partial ones included. The inputs of the last layer are sums of several ``pixels``.
-    There, the value of 1 is a power of two, the same for all outputs.
+    Returns weights, from -127 to 127, biases, the step of each output, and a bound on the magnitude of all
+    sums, partial ones included. The step is the real number that the integer 1 stands for, in the output's
+    weights and bias. The inputs of the last layer are sums of several ``pixels``. There, the step is a power
+    of two, the same for all outputs.
     """
     weight = layer.weight * (scale / pixels).view(-1, 1, 1)
     # Where a bias is much larger than the weights, round these more coarsely, so that 32 bits hold the sums.
@@ -93,7 +94,8 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
         bounds += [bound, int((factor.abs() * (bound >> sum_shift) + offset.abs()).max())]
         quantized.append(Quantized(layer.name, weight, bias, offset, factor, input_zero, sum_shift, shift))
     weight, bias, step, bound = round_weights(last, scale, zero, pixels=PIXELS)
-    quantized.append(Quantized(last.name, weight, bias, bias, bias, zero, 0, 0))
+    unused = torch.zeros_like(bias)  # the logits have neither batch norm nor quantization
+    quantized.append(Quantized(last.name, weight, bias, unused, unused, zero, 0, 0))
     one, bound = int(1 / step[0]), max(bound, *bounds)
     if bound >= 2**31 or not 1 <= one < 2**31 or min(layer.output_shift for layer in quantized) < 0:
         raise UserError("the sums of these weights could overflow 32 bits: export them as c")

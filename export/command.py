@@ -63,7 +63,7 @@ def load(name: str, content: bytes, classes: int) -> Predictor:
     return c_code.load(content, Path(FILES[name]).stem, classes)
 
 
-def main(formats: Sequence[str], weights: str | None, output_dir: str | None, data_path: str | None) -> int:
+def main(formats: Sequence[str], weights: str | None, output_dir: Path | None, data_path: str | None) -> int:
     """Write a file for each of ``formats``, by default all that fit the data set.
 
     A file that differs from PyTorch is not written. One that can't be run here is written, and its line says
@@ -72,9 +72,9 @@ def main(formats: Sequence[str], weights: str | None, output_dir: str | None, da
     trained, status = load_trained(weights), 0
     print(f"Weights: {trained}")
     data_path = choose_data_path(data_path, trained.dataset.name, trained.data_path)
-    images, labels = load_test(trained.dataset, data_path)
+    images, labels = load_test(trained.dataset, data_path, trained.test_hash)
     expected = trained.log_probs(images)
-    folder = trained.path.parent if output_dir is None else Path(output_dir)
+    folder = trained.path.parent if output_dir is None else output_dir
     folder.mkdir(parents=True, exist_ok=True)
     suitable = [name for name in FILES if name != "web" or trained.dataset == MNIST]
     formats = list(dict.fromkeys(formats)) or suitable

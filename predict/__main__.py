@@ -1,7 +1,7 @@
 """Predict what pictures show: ``python -m predict IMAGE…``. ``--help`` lists the flags."""
 
 from config import WEIGHTS_HELP
-from runtime.arguments import Parser
+from runtime.arguments import Parser, folder
 from runtime.errors import run_command
 
 if __name__ == "__main__":
@@ -14,5 +14,5 @@ if __name__ == "__main__":
         "--json", action="store_true", help="print a JSON array, one object for each picture that can be read"
     )
     help = "folder to write a PNG to for each IMAGE: what the network was shown, and its answers"
-    parser.add_argument("--save", metavar="DIR", help=help)
+    parser.add_argument("--save", type=folder, metavar="DIR", help=help)
     run_command("predict", parser.values, "predict.command")

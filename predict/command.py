@@ -145,14 +145,14 @@ def draw_sheet(rgb: Floats, images: list[DigitImage], digits: list[Digit]) -> by
     return file.getvalue()
 
 
-def main(images: list[str], weights: str | None, as_json: bool = False, save: str | None = None) -> int:
+def main(images: list[str], weights: str | None, as_json: bool = False, save: Path | None = None) -> int:
     """Print the predictions for ``images``; return the exit status, 1 if one of them can't be read."""
     torch.set_num_threads(1)  # an image is too small to share; on a busy machine, threads wait for each other
     trained = load_trained(weights)
     print(f"Weights: {trained}", file=sys.stderr)
     if save is not None:
-        Path(save).mkdir(parents=True, exist_ok=True)
-        if any(Path(save).iterdir()):  # perhaps pictures, which must not be overwritten
+        save.mkdir(parents=True, exist_ok=True)
+        if any(save.iterdir()):  # perhaps pictures, which must not be overwritten
             raise UsageError(f"argument --save: {save} is not empty: name a new folder")
     files, answered = [file for name in images for file in expand(name)], 0
     bar = tqdm(files, unit=" pictures", leave=False, disable=None if len(files) >= MANY else True)
@@ -174,7 +174,7 @@ def main(images: list[str], weights: str | None, as_json: bool = False, save: st
             tqdm.write(text, end="")
             sys.stdout.flush()
             if save is not None:
-                sheet = Path(save) / f"{number}-{Path(file).stem[:50]}.png"
+                sheet = save / f"{number}-{Path(file).stem[:50]}.png"
                 replace_file(sheet, draw_sheet(rgb, list(chain(*lines)), digits))
     finally:  # an error or Ctrl-C must not leave half an array
         if as_json:

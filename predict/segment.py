@@ -10,12 +10,17 @@ from numpy.typing import NDArray
 from datasets.pictures import Floats, border
 
 STRONG = 0.35  # ink that belongs to a component
-STRIP, INSIDE, LIGHT = 0.1, 0.8, 0.3  # shares: of the shorter side, of the component, of the largest one
-# Limits of a frame: its height by that of a component inside it, its area by height · (width + height).
-AROUND, THIN = 4, 0.12
-SEVERAL, MOST = 40, 100  # pixels: smaller ink, enlarged or not, is one digit; pieces: more are no digits
-BRIDGED, SPECK = 0.04, 0.15  # of the typical height: reach over gaps in a stroke, smallest piece
-LOW, TALL, FAINT = 0.5, 2.0, 0.2  # limits of a digit: of the typical height, twice, and of the mean area
+STRIP = 0.1  # width of the strip along the border, as a share of the shorter side
+INSIDE = 0.8  # a component with this share of its pixels in the strip is a scrap
+LIGHT = 0.3  # so is one that touches the border and has less than this share of the largest one's pixels
+AROUND = 4  # a frame's largest height, divided by that of a component inside it
+THIN = 0.12  # a frame's largest number of pixels, divided by height · (width + height)
+SEVERAL = 40  # pixels on the longer side: smaller ink, enlarged or not, is one digit
+MOST = 100  # more pieces are no digits
+BRIDGED = 0.04  # gap in a stroke that is bridged on each side, as a share of the typical height
+SPECK = 0.15  # smallest piece, as a share of the typical height
+SHORTEST, TALLEST = 0.5, 2.0  # a digit's height, as a multiple of the typical height
+FAINT = 0.2  # a digit's smallest number of pixels, as a share of the mean
 BESIDE = 0.6  # share of the taller digit's rows that the other of two digits must have, too
 
 Integers = NDArray[np.int64]
@@ -166,7 +171,7 @@ def find_digits(ink: Floats) -> list[list[tuple[Box, Floats]]]:
     labels = find_pieces(ink >= STRONG)
     boxes, areas, height = measure(labels)
     heights = boxes[:, 3] - boxes[:, 1]
-    fits = (heights >= LOW * height) & (heights <= TALL * height) & (areas >= FAINT * areas.mean())
+    fits = (heights >= SHORTEST * height) & (heights <= TALLEST * height) & (areas >= FAINT * areas.mean())
     tops, bottoms = boxes[fits, 1], boxes[fits, 3]
     broken = len(tops) == 2 and bottoms.min() - tops.max() < BESIDE * (bottoms - tops).max()
     if broken or len(tops) < 2:

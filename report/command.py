@@ -67,7 +67,7 @@ def write_report(trained: Trained, data_path: str) -> str:
     metrics = read_metrics(folder / "metrics.csv")
     if best not in metrics:
         raise UserError(f"{folder / 'metrics.csv'} is missing, or lacks the epoch of best.pt beside it")
-    images, labels = load_test(trained.dataset, data_path)
+    images, labels = load_test(trained.dataset, data_path, trained.test_hash)
     log_prob, predictions = trained.log_probs(images).double().max(dim=1)
     confidence = log_prob.exp()
     counts = scores.confusion_matrix(labels, predictions, len(classes))
@@ -100,8 +100,7 @@ def write_report(trained: Trained, data_path: str) -> str:
 def main(run: str | None, data_path: str | None = None) -> None:
     """Write the report on ``run`` and print its result; None is the newest run."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not its remarks on fonts
-    path = None if run is None else Path(run)
-    trained = load_trained(path / "best.pt" if path and path.is_dir() else path)
+    trained = load_trained(run)
     print(f"Weights: {trained}", flush=True)
     data_path = choose_data_path(data_path, trained.dataset.name, trained.data_path)
     print(write_report(trained, data_path), flush=True)

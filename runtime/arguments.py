@@ -14,6 +14,14 @@ def text(value: str) -> str:
     return value
 
 
+def folder(value: str) -> Path:
+    """Read an argument that names a folder, which need not exist yet."""
+    path = Path(text(value))
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a file; name a folder")
+    return path
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises ``UsageError``, and allows no abbreviations of flags."""
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import NoReturn
 
-REQUIRED = ("torch", "torchvision", "tqdm", "numpy", "PIL")  # the packages of requirements.txt
+REQUIRED = ("torch", "torchvision", "tqdm", "numpy", "PIL")  # of requirements.txt, or needed by these
 
 
 class UserError(Exception):
@@ -91,7 +91,7 @@ def end_in_one_line(program: str) -> None:
             status = error.status
         elif isinstance(error, KeyboardInterrupt):
             status, name = (143, "SIGTERM") if isinstance(error, Terminated) else (130, "Ctrl-C")
-            message = f"stopped by {name}: {message or 'nothing was saved'}"
+            message = f"stopped by {name}" + (f": {message}" if message else "")
         elif isinstance(error, MemoryError) or "out of memory" in message or "CPUAllocator" in message:
             # torch's errors on CUDA and MPS, and on a CPU, by their text, as torch may not be imported.
             message = "not enough memory; in training, try a smaller --batch-size"

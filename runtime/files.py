@@ -50,13 +50,13 @@ def claim_folder(name: str | None, default: Path) -> Path:
     """
     path, count = Path(name) if name is not None else default, 1
     while True:
-        path.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):  # another process has just claimed it
+        with contextlib.suppress(FileExistsError):  # a file, or another process has just claimed the folder
+            path.mkdir(parents=True, exist_ok=True)
             if not any(path.iterdir()):
                 (path / "metrics.csv").touch(exist_ok=False)
                 return path
         if name is not None:
-            raise UsageError(f"argument --output-dir: {path} is not empty: name a new folder")
+            raise UsageError(f"argument --output-dir: {path} is a file, or not empty: name a new folder")
         count += 1
         path = default.with_name(f"{default.name}-{count}")
 

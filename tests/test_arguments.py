@@ -50,7 +50,8 @@ def test_names_fit_any_file_system_and_differ(tmp_path: Path) -> None:
     "flags, named",
     [
         ("--grid max_lr=0.1 --holdout 0", "--holdout"),
-        ("--grid holdout=0,100", "--holdout"),
+        ("--grid holdout=200,100", "holdout can't vary"),
+        ("--grid rotation=7,7.0", "--rotation=7.0 is the same as --rotation=7"),
         ("--grid speed=1,2", "speed"),
         ("--grid seed=1,2", "seed"),
         ("--grid max_lr", "max_lr"),
@@ -66,6 +67,7 @@ def test_names_fit_any_file_system_and_differ(tmp_path: Path) -> None:
         ("--runs-per-gpu 0", "--runs-per-gpu"),
         ("--runs-per-gpu 2 --jobs 1", "--runs-per-gpu"),
         ("--runs-per-gpu 2 --device cpu", "--runs-per-gpu"),
+        (f"--output-dir {__file__}", "--output-dir: .* is a file; name a folder"),
         ("--seed 3", "--seed"),
         ("--early-stopping", "--early-stopping"),
         ("--target-accuracy 99", "--target-accuracy"),

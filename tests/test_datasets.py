@@ -199,6 +199,12 @@ def test_if_the_download_fails_the_missing_files_are_named(
     assert all(f"{name}.gz" in str(caught.value) for name in PUBLISHED) and "\n" not in str(caught.value)
 
 
+def test_mnists_files_in_place_of_another_data_sets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets, "load", lambda name, data_path, train: (load_mnist(train), MNIST.classes))
+    with pytest.raises(UserError, match="data has MNIST's images in place of those of kmnist"):
+        load_train("kmnist", "data")
+
+
 @pytest.mark.slow
 def test_fashion_mnist_as_published(tmp_path: Path) -> None:
     """Read the files of Debian's package dataset-fashion-mnist."""

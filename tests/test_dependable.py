@@ -78,7 +78,7 @@ def test_a_signal_while_torch_is_imported(number: int, status: int, tmp_path: Pa
     code, err = interrupted(argv, number, "torch._utils_internal", tmp_path)
     lines = [line for line in err.splitlines() if line and not line.startswith("import time:")]
     assert code == status and not (tmp_path / "runs").exists()
-    assert lines[-1].startswith("main.py: stopped by") and lines[-1].endswith("nothing was saved")
+    assert lines[-1].startswith("main.py: stopped by ")
 
 
 @pytest.fixture

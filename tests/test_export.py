@@ -210,7 +210,7 @@ def test_onnx_without_onnx_is_an_error(tmp_path: Path, capsys: Any, monkeypatch:
 
 @pytest.mark.usefixtures("short_set")
 def test_default_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["web"], None, str(tmp_path), None) == 0
+    assert command.main(["web"], None, tmp_path, None) == 0
     assert re.match(r"Weights: \S*best\.pt \(epoch \d+: \d\d\.\d\d% on the ", capsys.readouterr().out)
 
 

@@ -2,6 +2,7 @@ import csv
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -361,8 +362,10 @@ def test_dry_run_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_run_never_writes_over_another(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_text("mine")
-    with pytest.raises(UsageError, match=re.escape(f"argument --output-dir: {tmp_path} is not empty")):
+    with pytest.raises(UsageError, match=re.escape(f"argument --output-dir: {tmp_path} is a file, or not")):
         call("--output-dir", str(tmp_path), "--epochs", "1")
+    with pytest.raises(UsageError, match="is a file, or not empty: name a new folder"):
+        call("--output-dir", str(tmp_path / "best.pt"), "--epochs", "1")
     assert (tmp_path / "best.pt").read_text() == "mine"
 
 
@@ -525,7 +528,13 @@ def test_a_run_on_a_folder_of_pictures(
     assert trained.dataset.classes == ("a", "b", "c") and trained.model.conv7.out_channels == 3
     assert str(trained).endswith("% on the test set of folder)")
     call("--test-only", "--device", "cpu")  # where the run had its data
-    assert re.search(r"Accuracy: \d/8 \(", capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert re.search(r"Accuracy: \d/8 \(", printed.out) and printed.err == ""
+    changed = shutil.copytree(moved, tmp_path / "changed")
+    picture = next(path for path in sorted(changed.rglob("*.*"), reverse=True) if path.is_file())
+    shutil.copy(picture, picture.with_name(f"0{picture.name}"))
+    call("--test-only", "--data-path", str(changed))
+    assert "changed: not the test set of the training run" in capsys.readouterr().err
     with pytest.raises(UserError, match="training and test set differ in the classes d"):
         call("--test-only", "--data-path", str(other))
     with pytest.raises(UsageError, match="argument --dataset: the weights were trained on folder"):

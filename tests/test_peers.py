@@ -59,7 +59,7 @@ def test_a_comparison_continues_where_it_was_stopped(
         calls.append((name, seed))
         if len(calls) == 12:
             raise KeyboardInterrupt
-        epochs = RECIPES[name].epochs if name in RECIPES else 2
+        epochs = peers.RUNS[name][0].epochs
         return [(1.5, 98.0)] * (epochs - 1) + [(3.25, 99.0 + seed / 10)]
 
     monkeypatch.setattr(peers, "run_in_process", run)
@@ -71,7 +71,7 @@ def test_a_comparison_continues_where_it_was_stopped(
     rows = list(csv.DictReader((tmp_path / "peers.csv").open()))
     assert len(rows) == 2 * len(peers.NAMES)
     for row in rows:
-        epochs = RECIPES[row["name"]].epochs if row["name"] in RECIPES else 2
+        epochs = peers.RUNS[row["name"]][0].epochs
         assert row["seconds"].split() == ["1.50"] * (epochs - 1) + ["3.25"]
     assert {row["torch"].partition("+")[0] for row in rows} == {torch.__version__.partition("+")[0]}
     assert "| default | 99.150 ± 0.071 | 3 |" in capsys.readouterr().out

@@ -243,7 +243,7 @@ def test_many_pictures_have_a_progress_bar(count: int, shown: bool, monkeypatch:
 
 def test_save_shows_what_the_network_was_shown(tmp_path: Path) -> None:
     number("4a", "0a", "7a")
-    assert command.main(["number.png", "missing.png", SEVEN], WEIGHTS, save="seen/here") == 1
+    assert command.main(["number.png", "missing.png", SEVEN], WEIGHTS, save=Path("seen/here")) == 1
     files = sorted(path.name for path in Path("seen/here").iterdir())
     assert files == ["1-number.png", "3-7-crossed-palette.png"]
     with Image.open("seen/here/3-7-crossed-palette.png") as sheet:
@@ -263,7 +263,7 @@ def test_json_is_whole_if_save_fails(
 
     monkeypatch.setattr(command, "replace_file", fail)
     with pytest.raises(OSError, match="the disk is full"):
-        command.main([SEVEN, THREE], WEIGHTS, as_json=True, save="seen")
+        command.main([SEVEN, THREE], WEIGHTS, as_json=True, save=Path("seen"))
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["prediction"] == 7
 
@@ -272,7 +272,7 @@ def test_save_overwrites_nothing(tmp_path: Path) -> None:
     for name in ("a.png", "1-a.png"):
         shutil.copy(SEVEN, name)
     with pytest.raises(UsageError, match=r"--save: \. is not empty"):
-        command.main(["a.png", "1-a.png"], WEIGHTS, save=".")
+        command.main(["a.png", "1-a.png"], WEIGHTS, save=Path("."))
     assert Path("1-a.png").read_bytes() == Path(SEVEN).read_bytes()
 
 

@@ -24,10 +24,11 @@ import main as experiment
 from benchmarks import sweep
 from benchmarks.arguments import parse_sweep
 from benchmarks.summary import Row
+from checkpoint import Progress, versions
 from config import ORIGINAL, RECIPES, Config, Options, parse_args
-from datasets import MEAN, STD
+from datasets import MEAN, MNIST, STD
 from model import Net
-from runtime.errors import DivergedError, UserError
+from runtime.errors import DivergedError, UsageError, UserError
 from runtime.files import write_table
 from utils import DeviceLoader, get_test_loader
 
@@ -121,6 +122,7 @@ def test_runs_without_ray_are_those_of_main(swept: Path, tmp_path: Path, test_se
     assert "seed-1: " in out and "(1 of 2 runs" in out and "(2 of 2 runs" in out
     assert "seeds 1 to 2; CPU with " in out and "last, after the last epoch:\n" in out
     assert "best_on_test, of best.pt on the test set:\n" in out
+    assert out.count("reached 99.4 %") == 1  # by epochs that were evaluated on held-out images
     rows, runs = rows_of(swept)
     assert [row["seed"] for row in rows] == ["1", "2"]
     for row in rows:
@@ -186,6 +188,16 @@ def test_the_progress_survives_a_damaged_file(tmp_path: Path) -> None:
     (tmp_path / "d" / "metrics.csv").write_text("eval_accuracy\n98.7\n")
     runs = {tmp_path / name: replace(ORIGINAL, epochs=2) for name in "abcde"}
     assert sweep.progress_of(runs, 0)[1] == "d 1/2 98.70 %"
+
+
+def test_a_run_with_an_earlier_version_of_its_teacher_becomes_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = torch.load(ROOT / RECIPES["best"].teacher, weights_only=True)["model"]
+    progress = Progress(RECIPES["best"], "cpu", "data", MNIST, versions(), teacher_width=3.0)
+    monkeypatch.setattr(sweep, "load_run", lambda folder: (progress, {"teacher": states}))
+    sweep.check_teacher(Path("runs"), RECIPES["best"])
+    states["conv1.bias"][0] += 1
+    with pytest.raises(UsageError, match=r"runs has another weights/teacher\.pt; name a new folder"):
+        sweep.check_teacher(Path("runs"), RECIPES["best"])
 
 
 def test_a_run_that_diverges_is_a_row_and_not_tried_again(
