@@ -97,11 +97,9 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
         if (name := varied.partition("=")[0]) in map(flag, options.given):
             parser.error(f"argument {name}: not allowed, as --grid has it too")
     common_flags = ["--holdout=10000", *rest] if args.grid else rest
-    configs: dict[Config, str] = {}
+    configs = {}
     for flags in args.grid or [()]:
         config = replace(parse_settings([*common_flags, *flags])[0], early_stopping=False)
-        if config in configs:
-            parser.error(f"argument --grid: {' '.join(flags)} is the same as {configs[config]}")
         configs[config] = " ".join(flags)
         # It refuses --data-path for MNIST.
         choose_data_path(options.given_data_path, config.dataset, options.data_path, new=True)

@@ -91,14 +91,14 @@ def train_run(folder: Path, config: Config, sweep: Sweep) -> Row:
 
 def check_teacher(folder: Path, config: Config) -> None:
     """Raise ``UsageError`` if the run in ``folder`` had another teacher than ``config`` names now."""
+    if config.teacher == "none":
+        return
     progress, states = load_run(folder)
     teacher = load_teacher(config, progress.dataset)
-    if teacher is not None:
-        pairs = zip(teacher.state_dict().values(), states["teacher"].values(), strict=True)
-        if not all(torch.equal(new, old) for new, old in pairs):
-            raise UsageError(
-                f"argument --output-dir: {folder} has another {config.teacher}; name a new folder"
-            )
+    assert teacher is not None
+    pairs = zip(teacher.state_dict().values(), states["teacher"].values(), strict=True)
+    if not all(torch.equal(new, old) for new, old in pairs):
+        raise UsageError(f"argument --output-dir: {folder} has another {config.teacher}; name a new folder")
 
 
 def describe(error: BaseException) -> str:

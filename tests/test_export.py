@@ -38,7 +38,7 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def short_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test set of 500 images, and as few for calibration, for tests that need no more."""
     images, labels = load_mnist(train=False)
-    monkeypatch.setattr(command, "load_test", lambda dataset, data_path: (images[:500], labels[:500]))
+    monkeypatch.setattr(command, "load_test", lambda *_: (images[:500], labels[:500]))
     monkeypatch.setattr(c_int8, "load", lambda name, data_path, train: ((images[500:600], None), None))
     monkeypatch.setattr(c_int8, "CALIBRATION", 100)
 

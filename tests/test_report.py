@@ -185,7 +185,7 @@ def test_the_page_of_another_data_set_has_its_classes_names(
     monkeypatch.setattr(command, "load_test", load_test)
     skip_plots(monkeypatch, "curves", "calibration", "filters")
     command.main(str(make_run(tmp_path, dataset)), "/pictures")
-    assert loaded == [(dataset, os.path.abspath("/pictures"))]
+    assert loaded == [(dataset, os.path.abspath("/pictures"), None)]
     assert capsys.readouterr().err == ""
     model = Net(num_classes=2).eval()
     model.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True)["model"])
