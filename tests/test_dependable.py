@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, SHORT
 from test_main import assert_same_run, call
 
+from runtime.errors import UsageError
 from runtime.files import replace_file
 
 pytestmark = [
@@ -127,8 +128,8 @@ def test_a_read_only_folder_is_named(full_disk: Path) -> None:
 
 def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(OSError, match=re.escape(str(tmp_path / "file"))):
+    for folder, kind in ((tmp_path / "file", UsageError), (tmp_path / "file" / "run", OSError)):
+        with pytest.raises(kind, match=re.escape(str(tmp_path / "file"))):
             call(*SHORT, "--output-dir", str(folder))
     assert (tmp_path / "file").read_text() == "mine"
 
