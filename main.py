@@ -22,7 +22,7 @@ from model import Net
 from runtime.cpu import speed_up
 from runtime.device import select_device
 from test import test
-from train import TrainingState, advance, make_optimizer, train
+from train import LOWER_RATES, TrainingState, advance, make_optimizer, train
 from trained import EpochMetrics, load_trained
 from utils import Loaders, get_test_loader, stream_seed
 
@@ -79,7 +79,7 @@ def run_epoch(config: Config, loaders: Loaders, state: TrainingState, epoch: int
     loss, accuracy = test(state.eval_model, device, eval_loader, name=name)
     if not math.isfinite(loss):
         problem = f"the loss in evaluation became {loss} after epoch {epoch}"
-        raise DivergedError(f"{problem}: try a lower --max-lr, and with --opt muon a lower --muon-lr")
+        raise DivergedError(f"{problem}: {LOWER_RATES}")
     if config.schedule_interval == "epoch":  # the schedule counts batches: move it by a whole epoch of them
         advance(state.scheduler, len(train_loader))
     seconds = round(time.perf_counter() - start, 2)

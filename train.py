@@ -17,6 +17,7 @@ from muon import Muon
 from runtime.errors import DivergedError
 from utils import Loader
 
+LOWER_RATES = "try a lower --max-lr, and with --opt muon a lower --muon-lr"  # where the loss is not finite
 BAR_INTERVAL = 25  # batches between updates of the progress bar's text; each update waits for the device
 
 
@@ -149,9 +150,7 @@ def train(
                 bar.set_description(text, refresh=False)
                 if not math.isfinite(epoch_loss):
                     problem = f"the loss became {epoch_loss} in epoch {epoch}, by batch {batch_id}"
-                    raise DivergedError(
-                        f"{problem}: try a lower --max-lr, and with --opt muon a lower --muon-lr"
-                    )
+                    raise DivergedError(f"{problem}: {LOWER_RATES}")
             bar.update()
     if processed == 0:
         raise ValueError("train_loader has no batches")

@@ -56,7 +56,8 @@ def claim_folder(name: str | None, default: Path) -> Path:
                 (path / "metrics.csv").touch(exist_ok=False)
                 return path
         if name is not None:
-            raise UsageError(f"argument --output-dir: {path} is a file, or not empty: name a new folder")
+            problem = "not empty" if path.is_dir() else "a file"
+            raise UsageError(f"argument --output-dir: {path} is {problem}: name a new folder")
         count += 1
         path = default.with_name(f"{default.name}-{count}")
 

@@ -73,13 +73,15 @@ def test_a_signal_in_training_says_how_the_run_goes_on(
     assert not list(folder.glob(".*.tmp"))
 
 
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_torch_is_imported(number: int, status: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "number, status, name", [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_a_signal_while_torch_is_imported(number: int, status: int, name: str, tmp_path: Path) -> None:
     argv = ["-X", "importtime", str(ROOT / "main.py")]
     code, err = interrupted(argv, number, "torch._utils_internal", tmp_path)
     lines = [line for line in err.splitlines() if line and not line.startswith("import time:")]
     assert code == status and not (tmp_path / "runs").exists()
-    assert lines[-1].startswith("main.py: stopped by ")
+    assert lines[-1] == f"main.py: stopped by {name}"
 
 
 @pytest.fixture

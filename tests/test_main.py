@@ -362,7 +362,7 @@ def test_dry_run_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_run_never_writes_over_another(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_text("mine")
-    with pytest.raises(UsageError, match=re.escape(f"argument --output-dir: {tmp_path} is a file, or not")):
+    with pytest.raises(UsageError, match=re.escape(f"argument --output-dir: {tmp_path} is not empty")):
         call("--output-dir", str(tmp_path), "--epochs", "1")
     assert (tmp_path / "best.pt").read_text() == "mine"
 
