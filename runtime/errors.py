@@ -4,13 +4,14 @@ Any function of this project may raise ``UserError`` or ``OSError``. They end th
 stderr, without a traceback. Docstrings mention them only where they are not obvious.
 """
 
+import contextlib
 import errno
 import importlib
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NoReturn
 
@@ -51,7 +52,9 @@ def run_command(program: str, parse_args: Callable[[], tuple[object, ...]], modu
     prepare_streams()
     try:
         arguments = parse_args()
-        status: int | None = importlib.import_module(module).main(*arguments)
+        with signals_end_at_once(program):
+            command = importlib.import_module(module)
+        status: int | None = command.main(*arguments)
     except ModuleNotFoundError as error:
         if error.name not in REQUIRED:
             raise
@@ -60,6 +63,30 @@ def run_command(program: str, parse_args: Callable[[], tuple[object, ...]], modu
     finally:
         sys.stdout.flush()  # here, a failure to write still ends in one line
     sys.exit(status)
+
+
+@contextlib.contextmanager
+def signals_end_at_once(program: str) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end ``program`` within their handler, with the usual line and exit status.
+
+    A handler that raises is not enough while torch is imported: torch's C code imports numpy, drops any
+    exception, and goes on without numpy, as if there had been no Ctrl-C.
+    """
+
+    def end(number: int, _frame: object) -> NoReturn:
+        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        os.write(2, f"{program}: stopped by {name}\n".encode())
+        os._exit(128 + number)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in handlers.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def prepare_streams() -> None:
