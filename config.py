@@ -38,7 +38,7 @@ class Config:
     dataset: str = setting("mnist", "data set", choices=("mnist", *TORCHVISION, "folder"))
     epochs: int = setting(19, "passes over the training set", 1, 10_000)
     batch_size: int = setting(128, "images in a training step", 1, 60_000)
-    opt: str = setting("sgd", "optimizer; muon: for the convolutions' weights", choices=("sgd", "muon"))
+    opt: str = setting("sgd", "optimizer; muon: for convolutions, sgd for the rest", choices=("sgd", "muon"))
     # The notebook passes lr=0.015 and momentum=0.9 to SGD. OneCycleLR replaces both before the first step, by
     # max_lr / div_factor = 0.015 / 10 and by a cycled momentum. These are the values that take effect.
     lr: float = setting(0.0015, "learning rate at the start of the schedule", 1e-9, 100)
@@ -65,7 +65,9 @@ class Config:
     shear: float = setting(0.0, "largest shear of an image to either side, relative to its height", 0, 2)
     train_crop_size: int = setting(28, "centre crop in the first half of the epochs, in pixels", 8, 28)
     width: float = setting(1.0, "multiplies the channels of the hidden layers, and rounds them", 0.1, 8)
-    teacher: str = setting("none", "best.pt of a network whose probabilities replace the labels in training")
+    teacher: str = setting(
+        "none", "best.pt of a network whose probabilities replace the labels in training; none: the labels"
+    )
     dropout: float = setting(0.05, "probability that an activation is dropped", 0, 0.99)
     label_smoothing: float = setting(0.0, "share of each target that is distributed over all classes", 0, 1)
     model_ema_decay: float = setting(
@@ -73,7 +75,7 @@ class Config:
     )
     target_accuracy: float = setting(99.4, "accuracy in percent to stop at; turns early stopping on", 1, 100)
     early_stopping: bool = setting(
-        True, "stop after the first epoch that reaches the target (default for other data sets: no)"
+        True, "stop after the first epoch that reaches the target; by default only for MNIST"
     )
     seed: int = setting(1, "determines all random numbers of the run", 0, 2**32 - 1)
     holdout: int = setting(

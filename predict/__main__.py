@@ -13,6 +13,6 @@ if __name__ == "__main__":
     parser.add_argument(
         "--json", action="store_true", help="print a JSON array, one object for each picture that can be read"
     )
-    help = "folder to write a PNG to for each IMAGE: what the network was shown, and its answers"
+    help = "new or empty folder for a PNG of each picture: what the network was shown, and its answers"
     parser.add_argument("--save", type=folder, metavar="DIR", help=help)
     run_command("predict", parser.values, "predict.command")
