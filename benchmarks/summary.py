@@ -122,6 +122,7 @@ def plot_by_seconds(curves: dict[str, list[list[tuple[float, float]]]], path: Pa
         (line,) = axes.plot(*zip(*points, strict=True), linewidth=1, label=name)
         axes.plot(*points[-1], "o", color=line.get_color())  # the end of the schedule
     axes.set(xlabel="seconds of training, with evaluation", ylabel="test accuracy, %", xscale="log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(98.4, 99.7)
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
