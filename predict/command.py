@@ -67,8 +67,9 @@ def as_line(file: str, answer: Answer, digits: list[Digit]) -> str:
 
 def expand(name: str) -> list[str]:
     """Return the pictures in the folder ``name``, sorted; [``name``] if it is a file or has none."""
+    extensions = Image.registered_extensions()  # first, as it fills Image.OPEN
     formats = Image.OPEN.keys() - {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow only recognises these
-    suffixes = {suffix for suffix, format in Image.registered_extensions().items() if format in formats}
+    suffixes = {suffix for suffix, format in extensions.items() if format in formats}
     suffixes |= {".mpo", ".heic", ".heif"}
     try:
         files = [path for path in Path(name).iterdir() if path.suffix.lower() in suffixes]
