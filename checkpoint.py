@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from config import Config, Options, check, choose_data_path, flag
-from datasets import Dataset, hash_tensors
+from datasets import Dataset, hash_tensors, load_test
 from model import Net
 from runtime.device import select_device
 from runtime.errors import UsageError, UserError
@@ -37,7 +38,7 @@ class Progress:
     metrics: list[EpochMetrics] = field(default_factory=list)
     teacher_width: float | None = None  # None if there is no teacher
     data_hash: str | None = None  # of all images and labels
-    test_hash: str | None = None  # of those of the test set; None for a run that holds out images
+    test_hash: str | None = None  # of those of the test set
     finished: bool = False
     best_model: dict[str, Tensor] | None = None  # weights of the first epoch with the highest accuracy
 
@@ -107,7 +108,9 @@ def open_run(config: Config, options: Options) -> Iterator[Run]:
             *(config, str(device), data_path, dataset, versions()),
             teacher_width=width,
             data_hash=hash_data(*loaders),
-            test_hash=None if config.holdout else hash_data(loaders[1]),
+            test_hash=hash_tensors(*load_test(dataset, data_path))
+            if config.holdout
+            else hash_data(loaders[1]),
         )
         if options.dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -135,10 +138,13 @@ def resume_run(folder: Path, config: Config, options: Options) -> Run:
         problem = f"{folder} was trained on {progress.device}, which can't be used here"
         raise UserError(f"{problem}: to continue on the CPU, add --device cpu") from None
     dataset = progress.dataset
-    progress.data_path = choose_data_path(options.given_data_path, dataset.name, progress.data_path)
+    known_path = progress.data_path
+    progress.data_path = choose_data_path(options.given_data_path, dataset.name, known_path)
     loaders = get_loaders(progress.config, device, progress.data_path)
     if progress.data_hash not in (None, hash_data(*loaders)) or loaders[0].dataset != dataset:
         raise UserError(f"--data-path {progress.data_path}: not the data that {folder} was trained on")
+    if progress.best_model is not None and progress.data_path != known_path:
+        save_best(folder, progress)  # no later epoch may be better
     progress.versions = versions()
     run = Run(folder, loaders, progress, None, states, progress.epoch)
     if progress.teacher_width is not None:  # its weights are in last.pt, as its file may have changed since
@@ -199,6 +205,16 @@ def load_run(folder: Path) -> tuple[Progress, dict[str, Any]]:
     return load_dataclass(path, Progress, values), content
 
 
+def match_strides(optimizer: Optimizer) -> None:
+    """Give each momentum the strides of its weight, as torch's fused SGD requires.
+
+    They differ after a change of device: ``speed_up`` makes weights channels-last, on a CPU only.
+    """
+    for weight, state in optimizer.state.items():
+        if state.get("momentum_buffer") is not None:
+            state["momentum_buffer"] = torch.empty_like(weight).copy_(state["momentum_buffer"])
+
+
 def restore(run: Run, parts: Mapping[str, Any]) -> None:
     """Load the state dicts of a resumed ``run`` into ``parts``, the fields of a ``TrainingState`` by name."""
     try:
@@ -207,6 +223,8 @@ def restore(run: Run, parts: Mapping[str, Any]) -> None:
                 if part.state_dict().keys() != run.states[name].keys():
                     raise ValueError(f"another {name}")
                 part.load_state_dict(run.states[name])
+                if isinstance(part, Optimizer):
+                    match_strides(part)
     except Exception as error:  # a last.pt of another version can fail to fit in any way
         reason = str(error).partition("\n")[0] or type(error).__name__
         path = run.folder / "last.pt"

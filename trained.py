@@ -120,7 +120,8 @@ def load_teacher(config: Config, dataset: Dataset) -> Net | None:
         return None
     path = Path(__file__).parent / config.teacher
     if not path.is_file():
-        raise UsageError(f"argument --teacher: {path} is missing")
+        problem = "is a folder: name its best.pt" if path.is_dir() else "is missing"
+        raise UsageError(f"argument --teacher: {path} {problem}")
     trained = load_trained(path)
     holdout = 0 if trained.config is None else trained.config.holdout
     if trained.dataset != dataset:

@@ -196,6 +196,24 @@ def test_stopped_and_resumed_is_as_if_never_stopped(
         call("--test-only", "--weights", str(folder / "last.pt"))
 
 
+def test_a_run_stopped_on_another_device_keeps_its_momenta(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = [*SHORT, "--recipe", "original", "--max-lr", "0.3"]
+    call(*flags, "--output-dir", str(tmp_path / "whole"))
+    call_and_stop(monkeypatch, *flags, "--output-dir", str(tmp_path / "stopped"))
+    path = tmp_path / "stopped" / "last.pt"
+    content = torch.load(path, weights_only=True)
+    strides = set()
+    for state in content["optimizer"]["state"].values():
+        strides.add(state["momentum_buffer"].is_contiguous())
+        state["momentum_buffer"] = state["momentum_buffer"].contiguous()  # as on a GPU
+    assert False in strides
+    save_tensors(path, content)
+    call("--resume", str(tmp_path / "stopped"))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
 @pytest.mark.usefixtures("few_images")
 def test_a_resumed_run_keeps_its_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -236,6 +254,8 @@ def test_a_teacher_must_not_know_what_is_evaluated(tmp_path: Path) -> None:
         call(*flags)
     with pytest.raises(UsageError, match=r"argument --teacher: .*/none\.pt is missing$"):
         call(*flags[:-1], str(tmp_path / "none.pt"))
+    with pytest.raises(UsageError, match=r"argument --teacher: .*/teacher is a folder: name its best\.pt$"):
+        call(*flags[:-1], str(file.parent))
     assert not folder.exists()
 
 
@@ -528,11 +548,19 @@ def test_a_run_on_a_folder_of_pictures(
     call("--test-only", "--device", "cpu")  # where the run had its data
     printed = capsys.readouterr()
     assert re.search(r"Accuracy: \d/8 \(", printed.out) and printed.err == ""
-    changed = shutil.copytree(moved, tmp_path / "changed")
+    again = moved.rename(tmp_path / "again")
+    call("--resume", "runs/a", "--data-path", str(again))  # finished: only the path is new
+    call("--test-only", "--device", "cpu")
+    call(*flags, "--data-path", str(again), "--holdout", "5", "--output-dir", "held")
+    capsys.readouterr()
+    call("--test-only", "--weights", "held")
+    assert capsys.readouterr().err == ""
+    changed = shutil.copytree(again, tmp_path / "changed")
     picture = next(path for path in sorted(changed.rglob("*.*"), reverse=True) if path.is_file())
     shutil.copy(picture, picture.with_name(f"0{picture.name}"))
-    call("--test-only", "--data-path", str(changed))
-    assert "changed: not the test set of the training run" in capsys.readouterr().err
+    for run in ("runs/a", "held"):
+        call("--test-only", "--weights", run, "--data-path", str(changed))
+        assert "changed: not the test set of the training run" in capsys.readouterr().err
     with pytest.raises(UserError, match="training and test set differ in the classes d"):
         call("--test-only", "--data-path", str(other))
     with pytest.raises(UsageError, match="argument --dataset: the weights were trained on folder"):
