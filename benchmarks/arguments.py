@@ -134,5 +134,7 @@ def sweep_name(config: Config, data_path: str) -> str:
     name = "-".join([config.recipe, *list_settings(config, RECIPES[config.recipe])])
     if config.dataset != "folder" and len(name) <= LONGEST_NAME:
         return name
-    digest = hashlib.sha256(os.fsencode(f"{name} {data_path}"))
+    # Other data sets have the same images, wherever their files are.
+    content = f"{name} {data_path}" if config.dataset == "folder" else name
+    digest = hashlib.sha256(os.fsencode(content))
     return f"{name[:LONGEST_NAME]}-{digest.hexdigest()[:10]}"

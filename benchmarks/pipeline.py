@@ -189,6 +189,8 @@ def main(turns: int, batches: int | None, device_name: str, output: Path | None,
         return serve(make_parts(child, device, batches), device)
     if output is not None and not output.parent.is_dir():
         raise UsageError(f"argument --output: {output.parent} is no folder")
+    if output is not None and output.is_dir():
+        raise UsageError(f"argument --output: {output} is a folder")
     workers = (1,) if device.type == "cuda" else (0, 1)
     rivals = [f"conventional, workers={n}" for n in workers]
     plain = ["plain"] if device.type == "cpu" else []

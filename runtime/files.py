@@ -97,10 +97,11 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write ``rows`` to ``path`` as CSV, like ``replace_file``. The first row's keys are the columns."""
+    """Write ``rows`` to ``path`` as CSV, like ``replace_file``. The keys of all rows are the columns."""
     text = io.StringIO(newline="")
     if rows:
-        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        columns = dict.fromkeys(key for row in rows for key in row)  # in order, each once
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     replace_file(path, text.getvalue().encode())

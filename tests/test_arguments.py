@@ -39,6 +39,8 @@ def test_names_fit_any_file_system_and_differ(tmp_path: Path) -> None:
             object.__setattr__(config, name, 0.123456789)  # within range or not
         configs.append((config, "/a"))
     names = [sweep_name(config, path) for config, path in configs]
+    mnist = next(config for config, _ in configs if config.dataset == "mnist")
+    assert sweep_name(mnist, "/b") in names  # of whatever folder the command is started in
     for number in range(2):
         (tmp_path / "teacher.pt").write_text(str(number))
         names.append(sweep_name(replace(DEFAULT, teacher=str(tmp_path / "teacher.pt")), "/a"))

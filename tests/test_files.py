@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from runtime.errors import UserError
-from runtime.files import locked, read_table, replace_file
+from runtime.files import locked, read_table, replace_file, write_table
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the messages are POSIX's")
@@ -81,7 +81,10 @@ def test_a_damaged_or_foreign_table_is_named(content: str | bytes, tmp_path: Pat
     with pytest.raises(UserError, match=r"table\.csv is damaged, or"):
         read_table(path, ["seed", "last"])
     path.write_text("seed,last,more\n1,99,x\n")
-    assert read_table(path, ["seed", "last"]) == [{"seed": "1", "last": "99", "more": "x"}]
+    rows = read_table(path, ["seed", "last"])
+    assert rows == [{"seed": "1", "last": "99", "more": "x"}]
+    write_table(path, [{"seed": 0, "last": 98}, *rows])  # a new row before one with a column of the user's
+    assert path.read_text() == "seed,last,more\n0,98,\n1,99,x\n"
 
 
 def test_only_one_process_is_in_a_folder(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_pipelines_are_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", ["--turn=2", "--turns=0", "--batches=0", "--batches=470", "--output=none/a.json"]
+    "flag", ["--turn=2", "--turns=0", "--batches=0", "--batches=470", "--output=none/a.json", "--output=."]
 )
 def test_a_mistake_is_one_line(flag: str) -> None:
     done = run_pipeline(flag)
