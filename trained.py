@@ -58,7 +58,7 @@ class Trained:
     versions: dict[str, str] = field(default_factory=dict)
     dataset: Dataset = MNIST
     data_path: str = Options.data_path
-    test_hash: str | None = None  # of the test set, if the run has read it
+    test_hash: str | None = None  # of the test set
 
     @torch.inference_mode()
     def log_probs(self, images: Tensor) -> Tensor:

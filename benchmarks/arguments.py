@@ -87,18 +87,20 @@ def parse_sweep(argv: Sequence[str] | None = None) -> tuple[Sweep]:
         parser.error(f"argument --address: must be HOST:PORT, not {args.address}")
     if args.address and args.jobs:
         parser.error("argument --jobs: not allowed with argument --address")
-    options = parse_settings(rest)[1]
+    grid = args.grid or [()]
+    # With the first combination, as --lr 0.5 may be valid only with the grid's max_lr.
+    options = parse_settings([*rest, *grid[0]])[1]
     if args.runs_per_gpu > 1 and (args.jobs == 1 or options.device == "cpu"):
         parser.error("argument --runs-per-gpu: not allowed with --jobs 1, nor with --device cpu")
     # In reverse, as --target-accuracy also sets early_stopping.
     for name in sorted(options.given - {*SETTINGS, "device", "data_path"}, reverse=True):
         parser.error(f"argument {flag(name)}: not allowed in a sweep")
-    for varied in (args.grid or [()])[0]:
-        if (name := varied.partition("=")[0]) in map(flag, options.given):
+    for varied in grid[0]:
+        if (name := varied.partition("=")[0]) in {word.partition("=")[0] for word in rest}:
             parser.error(f"argument {name}: not allowed, as --grid has it too")
     common_flags = ["--holdout=10000", *rest] if args.grid else rest
     configs = {}
-    for flags in args.grid or [()]:
+    for flags in grid:
         config = replace(parse_settings([*common_flags, *flags])[0], early_stopping=False)
         configs[config] = " ".join(flags)
         # It refuses --data-path for MNIST.

@@ -25,6 +25,8 @@ def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
     assert list(configs.values())[1] == "--max-lr=0.25 --interpolation=nearest"
     names = [sweep_name(config, "/data") for config in [*configs, DEFAULT, FAST]]
     assert len(set(names)) == 6 and names[0] == "fast-epochs=3-holdout=10000-max_lr=0.25"
+    (needing,) = parse_sweep([*flags, "--lr", "0.5", "--grid", "max_lr=1,2"])  # above the recipe's --max-lr
+    assert [config.max_lr for config in needing.configs] == [1, 2]
     (parsed,) = parse_sweep([*flags, "--grid", "dropout=0.1", "--holdout", "500"])
     assert [config.holdout for config in parsed.configs] == [500]
 
