@@ -2,8 +2,7 @@
 
 import torch
 
-from runtime.errors import UsageError
-from runtime.files import warn
+from runtime.errors import UsageError, warn
 
 
 def select_device(name: str) -> torch.device:
@@ -22,4 +21,4 @@ def select_device(name: str) -> torch.device:
             problem = f"{kind} can't be used here: {reason}"
             if name == "auto":
                 warn(problem)
-    raise UsageError(f"argument --device: {problem}")
+    raise UsageError(f"argument --device: {problem}; cpu always works")
