@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 import platform
 import shlex
 import tempfile
@@ -226,6 +227,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
             content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise ValueError("it holds no dictionary of names")
+    except pickle.UnpicklingError:
+        problem = "damaged, or more than tensors and plain values, such as a whole pickled model"
+        raise UserError(f"{path} is refused: {problem}") from None
     except Exception as error:  # damaged bytes can cause any error in zipfile and torch
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"{path} is damaged, or no file of tensors: {reason}") from None

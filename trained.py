@@ -58,9 +58,7 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
         content = load_tensors(path)
     except UserError as error:
         expected = "expected is a state dict, saved by torch.save(model.state_dict(), …)"
-        raise UserError(
-            f"{path} seems to be {guess_kind(path)}: {expected}" if guess_kind(path) else str(error)
-        ) from None
+        raise UserError(f"{error}{guess_kind(path)}; {expected}") from None
     run = load_run(path) if "format" in content else None
     dataset = MNIST if run is None else run.dataset
     dataset = replace(dataset, path=choose_path(data_path, dataset.name, dataset.path))
@@ -97,13 +95,13 @@ def find_state_dict(content: dict[str, Any]) -> dict[str, Any]:
     dictionaries = [value for value in (content, *content.values()) if isinstance(value, dict) and value]
     weights = next(d for d in dictionaries if all(isinstance(value, Tensor) for value in d.values()))
     weights = {name: value for name, value in weights.items() if name != "n_averaged"}  # AveragedModel's
-    while len({name.partition(".")[0] for name in weights}) == 1:
+    while len({name.partition(".")[0] for name in weights}) == 1 and all("." in name for name in weights):
         weights = {name.partition(".")[2]: value for name, value in weights.items()}
     return weights
 
 
 def guess_kind(path: Path) -> str:
-    """Say what the file ``path`` seems to be, if it is known and no state dict; else ''."""
+    """Say what the file ``path`` seems to be, in brackets, if it is of another well-known kind."""
     names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
     with open(path, "rb") as file:
         start = file.read(10)
@@ -111,8 +109,7 @@ def guess_kind(path: Path) -> str:
         "a NumPy archive": any(name.endswith(".npy") for name in names),
         "a program of torch.export": any("exported_program" in name or "/models/" in name for name in names),
         "TorchScript": any("/code/" in name for name in names),
-        "a pickled object, such as a whole model": any(name.endswith("data.pkl") for name in names),
         "safetensors": start[8:] == b'{"',
         "ONNX": start[:1] == b"\x08",
     }
-    return next((kind for kind, sign in signs.items() if sign), "")
+    return next((f" (it seems to be {kind})" for kind, sign in signs.items() if sign), "")
