@@ -37,13 +37,9 @@ class Config:
     div_factor: float = setting(10.0, "learning rate at the peak, divided by that at the start", 1, 1e9)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 1)
     # The notebook moves the schedule after each epoch only, by the steps of an epoch at once.
-    schedule_interval: str = setting(
-        "epoch", "how often the learning rate changes", choices=("batch", "epoch")
-    )
+    schedule_interval: str = setting("epoch", "when the learning rate changes", choices=("batch", "epoch"))
     rotation: float = setting(7.0, "largest rotation of an image to either side, in degrees", 0, 180)
-    interpolation: str = setting(
-        "nearest", "how the pixels of an augmented image are computed", choices=("nearest", "bilinear")
-    )
+    interpolation: str = setting("nearest", "of augmented images", choices=("nearest", "bilinear"))
     translation: float = setting(0.0, "largest shift of an image in each direction, in pixels", 0, 28)
     scale: float = setting(0.0, "largest relative change of an image's width, and of its height", 0, 0.9)
     train_crop_size: int = setting(28, "centre crop in the first half of the epochs, in pixels", 8, 28)
@@ -56,13 +52,9 @@ class Config:
         99.4, "stop after the first epoch that reaches this accuracy, in percent; 0: never", 0, 100
     )
     seed: int = setting(1, "determines all random numbers of the run", 0, 2**32 - 1)
-    holdout: int = setting(
-        0, "number of training images to hold out, for evaluation in place of the test set", 0, 50_000
-    )
-    limit_train_batches: int = setting(0, "number of batches to train on in each epoch; 0: all", 0, 10**6)
-    use_deterministic_algorithms: bool = setting(
-        False, "use only deterministic algorithms on CUDA, which takes longer"
-    )
+    holdout: int = setting(0, "training images to hold out and evaluate, not the test set", 0, 50_000)
+    limit_train_batches: int = setting(0, "batches to train on in each epoch; 0: all", 0, 10**6)
+    use_deterministic_algorithms: bool = setting(False, "repeatable results on CUDA; slower")
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -170,9 +162,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     parser = Parser("main.py", "Train the network of 9,798 parameters on MNIST, or on another data set.")
     parser.argument_default = argparse.SUPPRESS
     group = parser.add_argument_group("the run")
-    add_flags(
-        group.add_mutually_exclusive_group(), Options(), ["output_dir", "resume", "dry_run", "test_only"]
-    )
+    exclusive = group.add_mutually_exclusive_group()
+    add_flags(exclusive, Options(), ["output_dir", "resume", "dry_run", "test_only"])
     add_flags(group, Options(), ["weights", "data_path", "device", "tensorboard"])
     group = parser.add_argument_group(f"settings (defaults: --recipe {recipe.recipe})")
     add_flags(group, recipe, [*vars(recipe)])

@@ -73,11 +73,7 @@ class Muon(SGD):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step.
-
-        The matrices' gradients are replaced by the orthogonalised momentum. Then SGD, which has no momentum
-        of its own for them, subtracts it.
-        """
+        """Replace the matrices' gradients by the orthogonalised momentum; SGD, without one, subtracts it."""
         matrices = [matrix for matrix in self.param_groups[1]["params"] if matrix.grad is not None]
         if matrices:
             grads: list[Any] = [matrix.grad for matrix in matrices]
