@@ -123,6 +123,9 @@ def open_run(
         except OSError as error:
             solution = "name a folder for the results by --output-dir"
             raise UserError(f"{error.filename}: {error.strerror}: {solution}") from None
+        # Before anything is written to the folder, or removed from it.
+        if not options.resume and any(path.name != ".lock" for path in folder.iterdir()):
+            raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
         stack.enter_context(locked(folder))
         if options.resume:
             run = load_run(folder / "last.pt", parts)
@@ -132,8 +135,6 @@ def open_run(
             if run.model is not None:
                 save_best(run)
             save_metrics(run)
-        elif any(path.name != ".lock" for path in folder.iterdir()):
-            raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
         else:
             run = Run(folder, config, dataset, str(device), versions())
             save_run(run, parts)
