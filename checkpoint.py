@@ -123,14 +123,15 @@ def open_run(
         except OSError as error:
             solution = "name a folder for the results by --output-dir"
             raise UserError(f"{error.filename}: {error.strerror}: {solution}") from None
+        # A killed start leaves hidden files only. Others must be neither changed nor removed, even by locked.
+        if not options.resume and any(path.name[0] != "." for path in folder.iterdir()):
+            raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
         stack.enter_context(locked(folder))
         if options.resume:
             run = load_run(folder / "last.pt", parts)
             if dataset != replace(run.dataset, path=dataset.path):
                 raise UserError(f"--data-path {dataset.path}: not the data that {folder} was trained on")
             run.dataset, run.device, run.versions = dataset, str(device), versions()
-        elif any(path.name != ".lock" for path in folder.iterdir()):
-            raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
         else:
             run = Run(folder, config, dataset, str(device), versions())
         save_run(run, parts)
@@ -200,18 +201,21 @@ def load_tensors(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(io.BytesIO(file)) as archive:
                 # torch.save doesn't compress; a small compressed file could fill the memory.
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError("it is compressed, and torch.save writes no such file")
+                    raise UserError(f"{path} is compressed, and torch.save writes no such file")
                 if damaged := archive.testzip():  # torch ignores the checksums
-                    raise ValueError(f"{damaged} in it has changed since it was written")
+                    raise UserError(f"{path} is damaged: {damaged} in it has changed since it was written")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch comments on foreign formats, then refuses them
             content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-            raise ValueError("it holds no dictionary of names")
+            raise UserError(f"{path} holds no dictionary of names")
     except pickle.UnpicklingError:
         problem = "damaged, or more than tensors and plain values, such as a whole pickled model"
         raise UserError(f"{path} is refused: {problem}") from None
-    except Exception as error:  # damaged bytes can cause any error in zipfile and torch
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path} is damaged, or no file of tensors: {reason}") from None
+    except UserError:
+        raise
+    except (
+        Exception
+    ):  # damaged bytes can cause any error in zipfile and torch, whose texts tell a user nothing
+        raise UserError(f"{path} is damaged, or no file that torch.save wrote") from None
     return content

@@ -1,6 +1,5 @@
 """A trained network: read it, ask it."""
 
-import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,14 +101,13 @@ def find_state_dict(content: dict[str, Any]) -> dict[str, Any]:
 
 def guess_kind(path: Path) -> str:
     """Say what the file ``path`` seems to be, in brackets, if it is of another well-known kind."""
-    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-    with open(path, "rb") as file:
-        start = file.read(10)
+    file = path.read_bytes()
+    names = file if file.startswith(b"PK") else b""  # a zip archive has the names of its files uncompressed
     signs = {
-        "a NumPy archive": any(name.endswith(".npy") for name in names),
-        "a program of torch.export": any("exported_program" in name or "/models/" in name for name in names),
-        "TorchScript": any("/code/" in name for name in names),
-        "safetensors": start[8:] == b'{"',
-        "ONNX": start[:1] == b"\x08",
+        "a NumPy archive": b".npy" in names,
+        "a program of torch.export": b"exported_program" in names or b"/models/" in names,
+        "TorchScript": b"/code/" in names,
+        "safetensors": file[8:10] == b'{"',
+        "ONNX": file.startswith(b"\x08"),
     }
     return next((f" (it seems to be {kind})" for kind, sign in signs.items() if sign), "")

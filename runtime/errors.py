@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -51,9 +51,10 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     end_in_one_line(script.parent.name if script.stem == "__main__" else script.name)
     prepare_streams()
     try:
-        status = main()
-    finally:
-        sys.stdout.flush()  # here, a failure to write still ends in one line
+        status: Any = main()
+    except SystemExit as end:  # after --help
+        status = end.code
+    sys.stdout.flush()  # here, a failure to write still ends in one line
     sys.exit(status)
 
 
