@@ -58,14 +58,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            value, rule = getattr(self, entry.name), entry.metadata
-            if rule["choices"]:
-                valid, expected = value in rule["choices"], f"one of {', '.join(rule['choices'])}"
-            else:
-                low, high = rule["low"], rule["high"]
-                valid, expected = low <= value <= high or not high, f"from {low:,} to {high:,}"  # not NaN
-            if not valid:
-                raise UsageError(f"argument {flag(entry.name)}: must be {expected}, not {value!r}")
+            value, low, high = getattr(self, entry.name), entry.metadata["low"], entry.metadata["high"]
+            if high and not low <= value <= high:  # true for NaN
+                problem = f"must be from {low:,} to {high:,}, not {value!r}"
+                raise UsageError(f"argument {flag(entry.name)}: {problem}")
 
 
 def flag(name: str) -> str:
@@ -145,13 +141,13 @@ def add_flags(group: argparse._ActionsContainer, settings: Config | Options, nam
     """Add a flag for each of ``names`` in ``settings``; their values are the defaults that the help shows."""
     for name in names:
         rule, default = settings.__dataclass_fields__[name].metadata, getattr(settings, name)
-        help = rule["help"] + ("" if default == "" else f" (default: {default})")
-        if isinstance(default, bool):
+        help = rule["help"] + ("" if default is False or default == "" else f" (default: {default})")
+        kind, choices = type(default), rule["choices"] or None
+        if kind is bool:
             group.add_argument(flag(name), action="store_true", help=help)
         else:
-            metavar = {int: "N", float: "X", str: "NAME"}[type(default)]
-            metavar = f"{{{','.join(rule['choices'])}}}" if rule["choices"] else metavar
-            group.add_argument(flag(name), type=type(default), metavar=metavar, help=help)
+            metavar = None if choices else {int: "N", float: "X", str: "NAME"}[kind]
+            group.add_argument(flag(name), type=kind, choices=choices, metavar=metavar, help=help)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:

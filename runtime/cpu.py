@@ -49,9 +49,8 @@ class Dropout(nn.Dropout):
         if not self.training:
             return input
         mask = torch.full_like(input, 1 / (1 - self.p))
-        dropped = draw_positions(input.numel(), self.p)
         flat = mask.as_strided((input.numel(),), (1,))  # view(-1) fails with channels last
-        flat.index_fill_(0, dropped, 0)
+        flat.index_fill_(0, draw_positions(input.numel(), self.p), 0)
         return input * mask
 
 
@@ -99,9 +98,7 @@ class NormalizeChannels(torch.autograd.Function):
     """Batch norm in training (Ioffe and Szegedy, ICML 2015) for ``BatchNorm2d``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         """Return the normalised ``x``, (N, C, H, W), with the batch's means and variances, (C,)."""
         rows, width = as_rows(x), x.shape[3]
         # Means and biased variances of the columns, without running statistics.
