@@ -30,7 +30,7 @@ class Config:
     )
     dataset: str = setting("mnist", "data set", choices=NAMES)
     epochs: int = setting(19, "passes over the training set", 1, 10_000)
-    batch_size: int = setting(128, "images in a training step", 1, 4096)  # which takes 2 GB of memory
+    batch_size: int = setting(128, "images in a training step", 1, 4096)  # which takes 2.5 GB of memory
     opt: str = setting("sgd", "optimizer; muon: for convolutions, sgd for the rest", choices=("sgd", "muon"))
     # The notebook passes lr=0.015 to SGD and OneCycleLR, which begins at lr / div_factor.
     lr: float = setting(0.015, "learning rate at the peak of the schedule", 1e-9, 100)
