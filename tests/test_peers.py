@@ -30,8 +30,9 @@ def test_the_large_network_is_as_described() -> None:
     assert f"{sum(p.numel() for p in network.parameters()):,}" in (peers.__doc__ or "")
 
 
+@pytest.mark.arithmetic
 def test_each_is_trained_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a few images of MNIST, in two epochs, all three learn, and each epoch takes time."""
+    """On a few images of MNIST, in three epochs, all three learn."""
     whole = get_loaders(ORIGINAL, CPU)
 
     def few(config: Config, device: torch.device) -> list[DeviceLoader]:
@@ -43,11 +44,13 @@ def test_each_is_trained_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.peers.get_loaders", few)
     monkeypatch.setattr("benchmarks.peers.conventional_loaders", lambda *_, **__: few(ORIGINAL, CPU))
     monkeypatch.setattr("main.print_summary", lambda model: None)
-    config = replace(ORIGINAL, epochs=2, schedule_interval="batch", lr=0.02, max_lr=0.2)
+    config = replace(ORIGINAL, epochs=3, schedule_interval="batch", lr=0.02, max_lr=0.1)
     for make in (peers.make_recipe, peers.make_conventional, peers.make_large):
         monkeypatch.setitem(peers.RUNS, "short", (config, make))
-        (first, _), (second, accuracy) = peers.run("short", 1, CPU)
-        assert 0 < first < second and accuracy > 15
+        curve = peers.run("short", 1, CPU)
+        seconds = [time for time, _ in curve]
+        assert len(curve) == 3 and seconds[0] >= 0 and seconds == sorted(seconds)
+        assert curve[-1][1] > 30  # chance is 10; it reaches 50 to 80
 
 
 def test_a_comparison_continues_where_it_was_stopped(
