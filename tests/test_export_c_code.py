@@ -79,6 +79,7 @@ def headers() -> dict[str, bytes]:
     return {"net.h": c_code.write(trained_net()), "net_int8.h": c_int8.write(trained_net())}
 
 
+@needs_cc
 @pytest.mark.parametrize(
     ("compiler", "standard"),
     [("cc", "c99"), ("c++", "c++11"), ("clang", "c99"), ("clang++", "c++11")],
