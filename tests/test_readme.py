@@ -51,7 +51,7 @@ def test_the_readmes_figures_are_those_of_the_rows(recipe: str) -> None:
 def test_main_needs_no_more_than_requirements_txt() -> None:
     lines = (ROOT / "requirements.txt").read_text().split()
     assert sorted(re.split("[>=<]", line)[0] for line in lines) == [
-        *("torch", "torchsummary", "torchvision", "tqdm")
+        *("pillow", "torch", "torchsummary", "torchvision", "tqdm")
     ]
 
 
