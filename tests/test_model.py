@@ -127,7 +127,7 @@ def test_summary_is_the_original_table_and_disturbs_nothing() -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         print_summary(model)
-    assert out.getvalue() == (Path(__file__).parent / "summary.txt").read_text()
+    assert out.getvalue() == (Path(__file__).parent / "summary.txt").read_text(encoding="utf-8")
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
