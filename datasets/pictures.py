@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from datasets.mnist import SIDE, Images, split_holdout
-from runtime.errors import UserError
-from runtime.files import warn
+from runtime.errors import UserError, warn
 
 Floats = NDArray[np.float64]
 
