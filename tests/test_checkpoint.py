@@ -285,6 +285,7 @@ def test_one_altered_bit_changes_no_weight_unnoticed(at: int, bit: int, tmp_path
         assert all(torch.equal(found[name], value) for name, value in whole["model"].items())
 
 
+@pytest.mark.arithmetic
 def test_log_probs_against_torchvisions_transforms() -> None:
     torch.manual_seed(0)
     model = Net().eval()

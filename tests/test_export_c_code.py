@@ -14,6 +14,8 @@ from datasets import MNIST, load_mnist
 from export import c_code, c_int8
 from model import Net
 
+pytestmark = pytest.mark.arithmetic
+
 # Reads images from stdin, and writes the predictions of both headers, two bytes an image, to stdout.
 BOTH = """
 #include "net_int8.h"

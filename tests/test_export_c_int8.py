@@ -29,6 +29,8 @@ from export import c_code, c_int8
 from model import Net
 from runtime.errors import UserError
 
+pytestmark = pytest.mark.arithmetic
+
 ARM = "arm-none-eabi-"
 BARE = "-O2 -ffreestanding -nostdlib -fno-tree-loop-distribute-patterns"
 needs_arm = pytest.mark.skipif(
@@ -79,7 +81,6 @@ def test_is_the_quantized_network(make: type[Net], calibration: Tensor, tmp_path
     assert np.abs(logits).max() <= bound < 2**31
 
 
-@pytest.mark.arithmetic
 def test_keeps_negative_factors_and_the_order_of_the_layers(calibration: Tensor) -> None:
     """On a trained network, where factors of batch norm and the weights that follow change their sign."""
     model, images = trained_net(), calibration

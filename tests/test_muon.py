@@ -15,6 +15,8 @@ from model import Net
 from muon import MOMENTUM, Muon, orthogonalize
 from train import advance, make_optimizer
 
+pytestmark = pytest.mark.arithmetic
+
 SIZES = [(10, 9), (16, 90), (10, 16), (16, 144), (40, 16), (1, 1)]
 
 
@@ -26,7 +28,6 @@ def give_gradients(*networks: nn.Module) -> None:
             parameter.grad = gradient.clone()
 
 
-@pytest.mark.arithmetic
 def test_orthogonalize_against_a_singular_value_decomposition() -> None:
     """The steps keep the singular vectors and map each singular value by the polynomial, five times."""
 
@@ -51,7 +52,6 @@ def test_a_gradient_of_zeros_moves_nothing() -> None:
     assert torch.equal(orthogonalize([torch.zeros(3, 4)])[0], torch.zeros(3, 4))
 
 
-@pytest.mark.arithmetic
 def test_matrices_move_as_with_torchs_muon(monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("torch.optim.Muon needs torch 2.9")

@@ -15,6 +15,8 @@ from config import ORIGINAL
 from datasets import MEAN, STD
 from utils import STREAMS, DeviceLoader, affine, get_loaders, normalize, stream_seed
 
+pytestmark = pytest.mark.arithmetic
+
 CPU = torch.device("cpu")
 
 
@@ -34,7 +36,6 @@ def test_the_callers_images_stay_as_they_are(train_set: Set) -> None:
         torch.testing.assert_close(normalize(images.double()).float(), normalize(images))
 
 
-@pytest.mark.arithmetic
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("limit", [7.0, 90.0])
 def test_rotation_is_torchvisions(train_set: Set, interpolation: str, limit: float) -> None:
