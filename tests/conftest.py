@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads that wait for each other are slow on busy cores
+# Also in the commands that tests start. Threads that wait for each other are slow on busy cores, and another
+# number of threads rounds otherwise.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import pytest
 import torch

@@ -29,7 +29,7 @@ from runtime.tensor_files import save_tensors
 from train import train
 from trained import load_trained, newest_trained
 
-SUMMARY = (ROOT / "tests" / "summary.txt").read_text()
+SUMMARY = (ROOT / "tests" / "summary.txt").read_text(encoding="utf-8")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -587,7 +587,7 @@ def test_data_that_cannot_be_had_leave_no_folder(tmp_path: Path) -> None:
 
 
 def test_the_notebook_of_the_readme_runs() -> None:
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)[0]
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)[0]
     assert code.count("\n") <= 17 and "in range(1, DEFAULT.epochs + 1):" in code
     code = code.replace("DEFAULT.epochs + 1", "3")
     short = "type(DEFAULT)(holdout=200, limit_train_batches=2)"

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from main import print_summary
 from model import Net
 
+pytestmark = pytest.mark.arithmetic
+
 LAYERS = [  # name in the original's table, output shape, parameters
     *[("Conv2d", (10, 28, 28), 100), ("BatchNorm2d", (10, 28, 28), 20), ("Dropout", (10, 28, 28), 0)],
     *[("Conv2d", (16, 28, 28), 1456), ("BatchNorm2d", (16, 28, 28), 32), ("Dropout", (16, 28, 28), 0)],
@@ -127,7 +129,7 @@ def test_summary_is_the_original_table_and_disturbs_nothing() -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         print_summary(model)
-    assert out.getvalue() == (Path(__file__).parent / "summary.txt").read_text()
+    assert out.getvalue() == (Path(__file__).parent / "summary.txt").read_text(encoding="utf-8")
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name

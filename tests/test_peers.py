@@ -32,6 +32,7 @@ def test_the_large_network_is_as_described() -> None:
     assert f"{sum(p.numel() for p in network.parameters()):,}" in (peers.__doc__ or "")
 
 
+@pytest.mark.arithmetic
 def test_each_is_trained_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a few images of MNIST, in three epochs, all three learn."""
     whole = get_loaders(ORIGINAL, CPU)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from conftest import Set
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 
 from config import ORIGINAL
 from model import Net
@@ -17,6 +18,8 @@ from runtime.errors import UserError
 from test import test as run_test
 from train import advance, make_optimizer, train
 from utils import DeviceLoader, normalize
+
+pytestmark = pytest.mark.arithmetic
 
 CPU = torch.device("cpu")
 
@@ -28,12 +31,14 @@ def make_loader(train_set: Set, count: int, batch_size: int = 64, limit: int | N
 
 
 def test_learns_from_real_images(train_set: Set) -> None:
+    """The learning rate falls in the end, as batch norm's running averages need weights that have settled."""
     torch.manual_seed(0)
     model = speed_up(Net())
-    optimizer = SGD(model.parameters(), lr=0.2, momentum=0.9)
+    optimizer = SGD(model.parameters(), lr=0.02, momentum=0.9)
+    scheduler = OneCycleLR(optimizer, max_lr=0.2, total_steps=100, div_factor=10)
     loader = make_loader(train_set, 60_000, 64, limit=100)
-    _, accuracy = train(model, CPU, loader, optimizer=optimizer, epoch=1)
-    assert accuracy > 60  # chance is 10; it reaches about 76
+    _, accuracy = train(model, CPU, loader, optimizer=optimizer, epoch=1, scheduler=scheduler)
+    assert accuracy > 50  # chance is 10; it reaches about 68
     model.eval()
     with torch.no_grad():
         batches = torch.split(normalize(train_set[0][-2000:, None]), 250)
