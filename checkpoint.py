@@ -123,8 +123,8 @@ def open_run(
         except OSError as error:
             solution = "name a folder for the results by --output-dir"
             raise UserError(f"{error.filename}: {error.strerror}: {solution}") from None
-        # Before anything is written to the folder, or removed from it.
-        if not options.resume and any(path.name != ".lock" for path in folder.iterdir()):
+        # A killed start leaves hidden files only. Others must be neither changed nor removed, even by locked.
+        if not options.resume and any(path.name[0] != "." for path in folder.iterdir()):
             raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
         stack.enter_context(locked(folder))
         if options.resume:
@@ -132,12 +132,9 @@ def open_run(
             if dataset != replace(run.dataset, path=dataset.path):
                 raise UserError(f"--data-path {dataset.path}: not the data that {folder} was trained on")
             run.dataset, run.device, run.versions = dataset, str(device), versions()
-            if run.model is not None:
-                save_best(run)
-            save_metrics(run)
         else:
             run = Run(folder, config, dataset, str(device), versions())
-            save_run(run, parts)
+        save_run(run, parts)
         try:
             yield run
         except KeyboardInterrupt as stop:
@@ -148,30 +145,14 @@ def open_run(
 
 def save_run(run: Run, parts: Mapping[str, Any]) -> None:
     """Write last.pt, from which a run is resumed, and then best.pt and metrics.csv, which follow from it."""
-    save_tensors(
-        run.folder / "last.pt",
-        describe(run) | {"training": {name: part.state_dict() for name, part in parts.items()}},
-    )
-    if run.metrics and run.metrics[-1] == run.best:
-        save_best(run)
-    save_metrics(run)
-
-
-def save_best(run: Run) -> None:
-    """Write best.pt: the weights of the best epoch, and all that is known of the run."""
-    save_tensors(run.folder / "best.pt", describe(run))
-
-
-def describe(run: Run) -> dict[str, Any]:
-    """Return what best.pt and last.pt share."""
-    return {"format": FORMAT} | {name: value for name, value in asdict(run).items() if name != "folder"}
-
-
-def save_metrics(run: Run) -> None:
-    """Write metrics.csv. If that fails, only warn: last.pt has its rows too."""
+    content = {"format": FORMAT} | {name: value for name, value in asdict(run).items() if name != "folder"}
+    training = {name: part.state_dict() for name, part in parts.items()}
+    save_tensors(run.folder / "last.pt", content | {"training": training})
+    if run.model is not None:
+        save_tensors(run.folder / "best.pt", content)
     try:
-        write_table(run.folder / "metrics.csv", [*map(asdict, run.metrics)])
-    except OSError as error:
+        write_table(run.folder / "metrics.csv", content["metrics"])
+    except OSError as error:  # last.pt has the rows too
         warn(f"{error}; the next epoch, or --resume, writes it")
 
 
@@ -233,6 +214,8 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is refused: {problem}") from None
     except UserError:
         raise
-    except Exception:  # damaged bytes can cause any error in zipfile and torch, whose texts tell a user nothing
+    except (
+        Exception
+    ):  # damaged bytes can cause any error in zipfile and torch, whose texts tell a user nothing
         raise UserError(f"{path} is damaged, or no file that torch.save wrote") from None
     return content

@@ -30,20 +30,16 @@ class Config:
     )
     dataset: str = setting("mnist", "data set", choices=NAMES)
     epochs: int = setting(19, "passes over the training set", 1, 10_000)
-    batch_size: int = setting(128, "images in a training step", 1, 4096)  # which takes 2 GB of memory
+    batch_size: int = setting(128, "images in a training step", 1, 4096)  # which takes 2.5 GB of memory
     opt: str = setting("sgd", "optimizer; muon: for convolutions, sgd for the rest", choices=("sgd", "muon"))
     # The notebook passes lr=0.015 to SGD and OneCycleLR, which begins at lr / div_factor.
     lr: float = setting(0.015, "learning rate at the peak of the schedule", 1e-9, 100)
     div_factor: float = setting(10.0, "learning rate at the peak, divided by that at the start", 1, 1e9)
     weight_decay: float = setting(1e-4, "L2 penalty", 0, 1)
     # The notebook moves the schedule after each epoch only, by the steps of an epoch at once.
-    schedule_interval: str = setting(
-        "epoch", "how often the learning rate changes", choices=("batch", "epoch")
-    )
+    schedule_interval: str = setting("epoch", "when the learning rate changes", choices=("batch", "epoch"))
     rotation: float = setting(7.0, "largest rotation of an image to either side, in degrees", 0, 180)
-    interpolation: str = setting(
-        "nearest", "how the pixels of an augmented image are computed", choices=("nearest", "bilinear")
-    )
+    interpolation: str = setting("nearest", "of augmented images", choices=("nearest", "bilinear"))
     translation: float = setting(0.0, "largest shift of an image in each direction, in pixels", 0, 28)
     scale: float = setting(0.0, "largest relative change of an image's width, and of its height", 0, 0.9)
     train_crop_size: int = setting(28, "centre crop in the first half of the epochs, in pixels", 8, 28)
@@ -56,24 +52,16 @@ class Config:
         99.4, "stop after the first epoch that reaches this accuracy, in percent; 0: never", 0, 100
     )
     seed: int = setting(1, "determines all random numbers of the run", 0, 2**32 - 1)
-    holdout: int = setting(
-        0, "number of training images to hold out, for evaluation in place of the test set", 0, 50_000
-    )
-    limit_train_batches: int = setting(0, "number of batches to train on in each epoch; 0: all", 0, 10**6)
-    use_deterministic_algorithms: bool = setting(
-        False, "use only deterministic algorithms on CUDA, which takes longer"
-    )
+    holdout: int = setting(0, "training images to hold out and evaluate, not the test set", 0, 50_000)
+    limit_train_batches: int = setting(0, "batches to train on in each epoch; 0: all", 0, 10**6)
+    use_deterministic_algorithms: bool = setting(False, "repeatable results on CUDA; slower")
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            value, rule = getattr(self, entry.name), entry.metadata
-            if rule["choices"]:
-                valid, expected = value in rule["choices"], f"one of {', '.join(rule['choices'])}"
-            else:
-                low, high = rule["low"], rule["high"]
-                valid, expected = low <= value <= high or not high, f"from {low:,} to {high:,}"  # not NaN
-            if not valid:
-                raise UsageError(f"argument {flag(entry.name)}: must be {expected}, not {value!r}")
+            value, low, high = getattr(self, entry.name), entry.metadata["low"], entry.metadata["high"]
+            if high and not low <= value <= high:  # true for NaN
+                problem = f"must be from {low:,} to {high:,}, not {value!r}"
+                raise UsageError(f"argument {flag(entry.name)}: {problem}")
 
 
 def flag(name: str) -> str:
@@ -115,7 +103,7 @@ FAST = replace(
 BEST = replace(
     DEFAULT,
     recipe="best",
-    epochs=20,
+    epochs=30,
     batch_size=64,
     opt="muon",
     lr=0.1,
@@ -153,13 +141,13 @@ def add_flags(group: argparse._ActionsContainer, settings: Config | Options, nam
     """Add a flag for each of ``names`` in ``settings``; their values are the defaults that the help shows."""
     for name in names:
         rule, default = settings.__dataclass_fields__[name].metadata, getattr(settings, name)
-        help = rule["help"] + ("" if default == "" else f" (default: {default})")
-        if isinstance(default, bool):
+        help = rule["help"] + ("" if default is False or default == "" else f" (default: {default})")
+        kind, choices = type(default), rule["choices"] or None
+        if kind is bool:
             group.add_argument(flag(name), action="store_true", help=help)
         else:
-            metavar = {int: "N", float: "X", str: "NAME"}[type(default)]
-            metavar = f"{{{','.join(rule['choices'])}}}" if rule["choices"] else metavar
-            group.add_argument(flag(name), type=type(default), metavar=metavar, help=help)
+            metavar = None if choices else {int: "N", float: "X", str: "NAME"}[kind]
+            group.add_argument(flag(name), type=kind, choices=choices, metavar=metavar, help=help)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
@@ -170,9 +158,8 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[Config, Options]:
     parser = Parser("main.py", "Train the network of 9,798 parameters on MNIST, or on another data set.")
     parser.argument_default = argparse.SUPPRESS
     group = parser.add_argument_group("the run")
-    add_flags(
-        group.add_mutually_exclusive_group(), Options(), ["output_dir", "resume", "dry_run", "test_only"]
-    )
+    exclusive = group.add_mutually_exclusive_group()
+    add_flags(exclusive, Options(), ["output_dir", "resume", "dry_run", "test_only"])
     add_flags(group, Options(), ["weights", "data_path", "device", "tensorboard"])
     group = parser.add_argument_group(f"settings (defaults: --recipe {recipe.recipe})")
     add_flags(group, recipe, [*vars(recipe)])

@@ -7,7 +7,6 @@ import shlex
 import time
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -23,7 +22,7 @@ from train import train
 from utils import DeviceLoader, get_loaders, stream_seed
 
 
-def print_summary(model: nn.Module) -> None:
+def print_summary(model: Net) -> None:
     """Print the parameter counts and torchsummary's table, without changing model or random generators."""
     print(f"Total parameters: {count_parameters(model):,}")
     print(f"Trainable parameters: {count_parameters(model, trainable=True):,}")

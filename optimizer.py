@@ -42,8 +42,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         optimizer,
         max_lr=[config.lr, MUON_LR][:num_groups],
         total_steps=steps,
-        # With a warm-up of fewer than two steps, OneCycleLR would skip the peak, start after it, or divide
-        # by zero.
+        # With a warm-up of less than two steps, OneCycleLR skips the peak, starts after it, or divides by 0.
         pct_start=max(PCT_START, 2 / steps),
         div_factor=config.div_factor,
         final_div_factor=FINAL_DIV_FACTOR,
@@ -64,20 +63,14 @@ class Muon(SGD):
     """
 
     def __init__(self, params: Iterable[nn.Parameter], **options: Any) -> None:
-        matrices: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for parameter in params:
-            (matrices if parameter.ndim > 1 else others).append(parameter)
+        parameters = list(params)
+        matrices = [parameter for parameter in parameters if parameter.ndim > 1]
         by_muon: dict[str, Any] = {"params": matrices, "lr": MUON_LR, "momentum": 0.0, "weight_decay": 0.0}
-        super().__init__([{"params": others}, by_muon], **options)
+        super().__init__([{"params": [p for p in parameters if p.ndim <= 1]}, by_muon], **options)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step.
-
-        The matrices' gradients are replaced by the orthogonalised momentum. Then SGD, which has no momentum
-        of its own for them, subtracts it.
-        """
+        """Replace the matrices' gradients by the orthogonalised momentum; SGD, without one, subtracts it."""
         matrices = [matrix for matrix in self.param_groups[1]["params"] if matrix.grad is not None]
         if matrices:
             grads: list[Any] = [matrix.grad for matrix in matrices]

@@ -129,8 +129,8 @@ def get_loaders(
         train_index, holdout_index = split_holdout(labels, config.holdout)
         evaluated = images[holdout_index], labels[holdout_index]
         images, labels = images[train_index], labels[train_index]
-    on_device = images.to(device), labels.to(device)
-    train_loader = DeviceLoader(*on_device, config.batch_size, dataset=dataset, config=config)
+    data = images.to(device), labels.to(device)
+    train_loader = DeviceLoader(*data, config.batch_size, dataset=dataset, config=config)
     return train_loader, get_eval_loader(dataset, evaluated, device)
 
 

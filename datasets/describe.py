@@ -1,12 +1,14 @@
-"""Measure what the network must know of another data set than MNIST."""
+"""Measure what the network must know of another data set than MNIST, and know its images again."""
+
+import hashlib
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import MNIST, SIDE, Dataset
+from datasets import MNIST, SIDE, Dataset, Images
 from datasets.pictures import border
-from runtime.errors import UserError
+from runtime.errors import UserError, warn
 
 NEARLY_ALL = 0.99  # share of the training images that decides on a property of the data set
 
@@ -41,3 +43,21 @@ def has_mnists_form(images: Tensor) -> Tensor:
     centres = sums @ torch.arange(SIDE, dtype=torch.float64) / sums.sum(dim=2)
     longest = (sums > 0).sum(dim=2).amax(dim=0)
     return ((centres - 14).abs() <= 0.5).all(dim=0) & (longest == 20)
+
+
+def check_test(dataset: Dataset, classes: tuple[str, ...], test: Images) -> None:
+    """Compare the test set of ``dataset`` with what is known of it: its classes, its images and labels."""
+    if classes != dataset.classes:
+        differing = ", ".join(sorted(set(classes) ^ set(dataset.classes)))
+        raise UserError(f"{dataset.path}: training and test set differ in the classes {differing}")
+    if dataset.test_hash and dataset.test_hash != hash_tensors(*test):
+        problem = "not the test set of the training run; the network may have seen some of its images"
+        warn(f"{dataset.path}: {problem}")
+
+
+def hash_tensors(*tensors: Tensor) -> str:
+    """Return the SHA-256 of the values of ``tensors``."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().data)
+    return digest.hexdigest()

@@ -15,12 +15,12 @@ CACHE_LINE_FLOATS = 16  # float32 numbers in 64 bytes
 def speed_up(model: nn.Module) -> nn.Module:
     """Make ``model`` train faster on a CPU in float32, in place, and return it.
 
-    This is for a training step as in ``train.py`` only. Autocast, ``torch.compile``, tracing and every other
-    tool take the plain ``Net``. Names and values of parameters stay.
+    This is for ``train.py``. All else, such as ``torch.compile`` or autocast, is for the plain ``Net``. Names
+    and values of parameters stay.
 
     - Its weights, and so its activations, are stored with their channels last.
-    - Each ``nn.Dropout``, and each usual ``nn.BatchNorm2d`` of fewer than 16 channels, becomes the faster
-      class of this file. The results are equivalent, but dropout draws different random numbers.
+    - Each ``nn.Dropout``, and each ``nn.BatchNorm2d`` of fewer than 16 channels, becomes the faster class of
+      this file. The results are equivalent, but dropout draws different random numbers.
     - In the whole process, glibc keeps freed memory for reuse (mallopt(3)). By default, it returns large
       blocks to the operating system. To get them again costs thousands of page faults per training step.
     """
@@ -32,11 +32,7 @@ def speed_up(model: nn.Module) -> nn.Module:
         # Another class for the same object: parameters, buffers and hooks stay as they are.
         if type(module) is nn.Dropout and 0 < module.p < 1:
             module.__class__ = Dropout
-        elif (
-            type(module) is nn.BatchNorm2d
-            and module.num_features < CACHE_LINE_FLOATS
-            and (module.affine and module.track_running_stats and module.momentum is not None)
-        ):
+        elif type(module) is nn.BatchNorm2d and module.num_features < CACHE_LINE_FLOATS:
             module.__class__ = BatchNorm2d
     return model.to(memory_format=torch.channels_last)
 
@@ -53,9 +49,8 @@ class Dropout(nn.Dropout):
         if not self.training:
             return input
         mask = torch.full_like(input, 1 / (1 - self.p))
-        dropped = draw_positions(input.numel(), self.p)
         flat = mask.as_strided((input.numel(),), (1,))  # view(-1) fails with channels last
-        flat.index_fill_(0, dropped, 0)
+        flat.index_fill_(0, draw_positions(input.numel(), self.p), 0)
         return input * mask
 
 
@@ -81,7 +76,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     PyTorch's functions a matrix (N·H, W·C), with W columns for each channel. Then it combines their sums.
     """
 
-    running_mean: Tensor  # speed_up has made sure that these are not None
+    running_mean: Tensor  # not None, nor are the next three: they are nn.BatchNorm2d's defaults
     running_var: Tensor
     num_batches_tracked: Tensor
     momentum: float
@@ -103,9 +98,7 @@ class NormalizeChannels(torch.autograd.Function):
     """Batch norm in training (Ioffe and Szegedy, ICML 2015) for ``BatchNorm2d``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         """Return the normalised ``x``, (N, C, H, W), with the batch's means and variances, (C,)."""
         rows, width = as_rows(x), x.shape[3]
         # Means and biased variances of the columns, without running statistics.

@@ -6,6 +6,7 @@ stderr, without a traceback. Docstrings mention them only where they are not obv
 
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -58,17 +59,15 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr take any text, and replace a closed one.
+    """Make stdout and stderr take any text, and replace a closed one: else the next file would become it.
 
-    Otherwise the next file that is opened would become this stream. What a closed stderr gets is lost;
-    writing to a closed stdout fails.
+    Writing to a closed stdout fails; what a closed stderr gets is lost.
     """
     for number, name, mode in ((1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, mode), number)
             setattr(sys, name, open(number, "w"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not in a test that captures it
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):  # not in a test that captures it
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -85,16 +84,14 @@ def end_in_one_line(program: str) -> None:
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         """End the program: with one line if the user can solve ``error``, else with its traceback."""
         status, message = 1, str(error)
-        # torch has an error class for this on CUDA only.
-        no_memory = isinstance(error, RuntimeError) and any(
-            text in message for text in ("out of memory", "CPUAllocator")
-        )
         if isinstance(error, UserError):
             status = error.status
         elif isinstance(error, KeyboardInterrupt):
             status, name = (143, "SIGTERM") if isinstance(error, Terminated) else (130, "Ctrl-C")
             message = f"stopped by {name}" + (f": {message}" if message else "")
-        elif isinstance(error, MemoryError) or no_memory:
+        elif isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and re.search("out of memory|CPUAllocator", message)
+        ):  # torch has a class for this on CUDA only
             message = "not enough memory; in training, try a smaller --batch-size"
         elif isinstance(error, OSError) and error.strerror:
             message = f"{error.filename or 'standard output'}: {error.strerror}"

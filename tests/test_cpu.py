@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from model import Net
 from runtime.cpu import BatchNorm2d, Dropout, NormalizeChannels, draw_positions, speed_up
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 def test_batch_norm_is_that_of_torch_in_float64(dtype: torch.dtype, tolerance: float) -> None:

@@ -14,6 +14,8 @@ from datasets import MNIST, load_mnist
 from export import c_code, c_int8
 from model import Net
 
+pytestmark = pytest.mark.arithmetic
+
 # Reads images from stdin, and writes the predictions of both headers, two bytes an image, to stdout.
 BOTH = """
 #include "net_int8.h"
@@ -79,6 +81,7 @@ def headers() -> dict[str, bytes]:
     return {"net.h": c_code.write(trained_net()), "net_int8.h": c_int8.write(trained_net())}
 
 
+@needs_cc
 @pytest.mark.parametrize(
     ("compiler", "standard"),
     [("cc", "c99"), ("c++", "c++11"), ("clang", "c99"), ("clang++", "c++11")],

@@ -124,6 +124,7 @@ def seed_of(seed: int, epoch: int, stream: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, stream]).generate_state(1)[0])
 
 
+@pytest.mark.arithmetic
 @pytest.mark.usefixtures("few_images")
 @pytest.mark.parametrize("interval", ["batch", "epoch"])
 def test_a_run_is_this_loop(interval: str, tmp_path: Path, train_set: Set) -> None:

@@ -12,6 +12,8 @@ from torch.optim.swa_utils import update_bn
 from main import print_summary
 from model import Net, count_parameters
 
+pytestmark = pytest.mark.arithmetic
+
 LAYERS = [  # name in the original's table, output shape, parameters
     *[("Conv2d", (10, 28, 28), 100), ("BatchNorm2d", (10, 28, 28), 20), ("Dropout", (10, 28, 28), 0)],
     *[("Conv2d", (16, 28, 28), 1456), ("BatchNorm2d", (16, 28, 28), 32), ("Dropout", (16, 28, 28), 0)],

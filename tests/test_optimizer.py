@@ -11,6 +11,8 @@ from config import FAST, ORIGINAL
 from model import Net
 from optimizer import MUON_LR, MUON_MOMENTUM, Muon, make_optimizer, orthogonalize
 
+pytestmark = pytest.mark.arithmetic
+
 SIZES = [(10, 9), (16, 90), (10, 16), (16, 144), (40, 16), (1, 1)]
 
 
@@ -79,7 +81,6 @@ def test_both_groups_follow_one_schedule_and_the_momentum_of_muon_is_constant() 
     assert (others["weight_decay"], matrices["weight_decay"]) == (FAST.weight_decay, 0)
 
 
-@pytest.mark.arithmetic
 def test_orthogonalize_against_a_singular_value_decomposition() -> None:
     """The steps keep the singular vectors and map each singular value by the polynomial, five times."""
 
@@ -104,7 +105,6 @@ def test_a_gradient_of_zeros_moves_nothing() -> None:
     assert torch.equal(orthogonalize([torch.zeros(3, 4)])[0], torch.zeros(3, 4))
 
 
-@pytest.mark.arithmetic
 def test_matrices_move_as_with_torchs_muon(monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("torch.optim.Muon needs torch 2.9")

@@ -29,7 +29,7 @@ def test_both_commands_stand_first_and_ci_runs_the_second() -> None:
         )
         assert install and (ROOT / install[1]).is_file()
     # CI cuts the command out of the README; so does this, with the script's own sed.
-    cut = re.search(r"test_command=\$\((.*?)\)\n", (ROOT / ".ci" / "run").read_text())
+    cut = re.search(r"test_command=\$\((.*?)\)\n", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))
     assert cut
     out = subprocess.run(["bash", "-c", cut[1]], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert out.strip() == test
@@ -51,7 +51,7 @@ def test_the_readmes_figures_are_those_of_the_rows(recipe: str) -> None:
 def test_main_needs_no_more_than_requirements_txt() -> None:
     lines = (ROOT / "requirements.txt").read_text().split()
     assert sorted(re.split("[>=<]", line)[0] for line in lines) == [
-        *("torch", "torchsummary", "torchvision", "tqdm")
+        *("pillow", "torch", "torchsummary", "torchvision", "tqdm")
     ]
 
 

@@ -19,6 +19,8 @@ from test import test as run_test
 from train import train
 from utils import DeviceLoader, normalize
 
+pytestmark = pytest.mark.arithmetic
+
 CPU = torch.device("cpu")
 
 
@@ -28,7 +30,6 @@ def make_loader(train_set: Set, count: int, batch_size: int = 64, limit: int = 0
     return DeviceLoader(images[:count], labels[:count], batch_size, config=config)
 
 
-@pytest.mark.arithmetic
 def test_learns_from_real_images(train_set: Set) -> None:
     """The learning rate falls in the end, as batch norm's running averages need weights that have settled."""
     torch.manual_seed(0)

@@ -248,6 +248,7 @@ def test_without_a_file_it_is_the_included_network(tmp_path: Path, monkeypatch: 
         load_trained("runs/newest")
 
 
+@pytest.mark.arithmetic
 def test_log_probs_against_torchvisions_transforms() -> None:
     torch.manual_seed(0)
     model = Net().eval()

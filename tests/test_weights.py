@@ -1,6 +1,7 @@
 import csv
 from dataclasses import replace
 
+import pytest
 import torch
 from conftest import ROOT, Set
 
@@ -9,6 +10,8 @@ from datasets import MNIST
 from test import test as evaluate
 from trained import load_teacher, load_trained
 from utils import DeviceLoader, get_loaders
+
+pytestmark = pytest.mark.arithmetic
 
 
 def test_the_committed_teacher_is_what_its_metrics_say_and_fits_best() -> None:
