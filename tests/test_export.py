@@ -18,7 +18,7 @@ import torch
 from exported import ROOT, WEIGHTS, needs_cc, noise
 from PIL import Image
 
-from checkpoint import EpochMetrics, Run, save_best
+from checkpoint import EpochMetrics, Run, save_run
 from config import ORIGINAL
 from datasets import load, load_mnist
 from export import __main__ as command
@@ -263,7 +263,7 @@ def things(tmp_path: Path) -> Path:
     dataset, *_ = load("folder", str(tmp_path / "pictures"))
     torch.manual_seed(1)
     row = EpochMetrics(1, 0.1, 1.0, 50.0, "test", 1.0, 50.0, 1.0)
-    save_best(Run(tmp_path, config, dataset, "cpu", {}, [row], Net(num_classes=3).state_dict()))
+    save_run(Run(tmp_path, config, dataset, "cpu", {}, [row], Net(num_classes=3).state_dict()), {})
     return tmp_path
 
 
