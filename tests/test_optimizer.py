@@ -52,7 +52,9 @@ def test_schedule_of_the_original() -> None:
 
 @pytest.mark.parametrize("config", [ORIGINAL, FAST], ids=["sgd", "muon"])
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 5, 10, 100])
-def test_schedule_of_any_length_has_a_peak_and_ends_at_its_last_step(total_steps: int, config: object) -> None:
+def test_schedule_of_any_length_has_a_peak_and_ends_at_its_last_step(
+    total_steps: int, config: object
+) -> None:
     assert isinstance(config, type(ORIGINAL))
     optimizer, scheduler = make_optimizer(Net(), config, total_steps)
     rates = []

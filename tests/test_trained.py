@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from checkpoint import EpochMetrics, Run, save_best
+from checkpoint import EpochMetrics, Run, save_run
 from config import ORIGINAL
 from datasets import MNIST, Dataset
 from model import Net
@@ -80,7 +80,9 @@ def wrapped(net: Net) -> dict[str, Any]:
     lightning.model = net
     return {
         "AveragedModel": averaged.state_dict(),
-        "AveragedModel of DataParallel": torch.optim.swa_utils.AveragedModel(nn.DataParallel(net)).state_dict(),
+        "AveragedModel of DataParallel": torch.optim.swa_utils.AveragedModel(
+            nn.DataParallel(net)
+        ).state_dict(),
         "DataParallel": nn.DataParallel(net).state_dict(),
         "compiled": torch.compile(net).state_dict(),
         "DataParallel of compiled": nn.DataParallel(torch.compile(net)).state_dict(),  # type: ignore[arg-type]
@@ -97,7 +99,9 @@ def wrapped(net: Net) -> dict[str, Any]:
             "hyper_parameters": {"lr": 0.1},
         },
         "a training's checkpoint": {"optimizer": optimizer.state_dict(), "model": net.state_dict()},
-        "half precision": {name: w.half() if w.is_floating_point() else w for name, w in net.state_dict().items()},
+        "half precision": {
+            name: w.half() if w.is_floating_point() else w for name, w in net.state_dict().items()
+        },
     }
 
 
@@ -193,7 +197,9 @@ OTHER: dict[str, Callable[[dict[str, Any]], Any]] = {
     "text for a layer": lambda m: m | {WEIGHT: "weights"},
     "a number for the network": lambda m: {"model": 3},
     "weights of integers": lambda m: {name: value.int() for name, value in m.items()},
-    "a prefix for some": lambda m: {("a." if "1" in name else "b.") + name: value for name, value in m.items()},
+    "a prefix for some": lambda m: {
+        ("a." if "1" in name else "b.") + name: value for name, value in m.items()
+    },
     "another number of classes": lambda m: Net(num_classes=3).state_dict(),
 }
 
@@ -216,12 +222,14 @@ NO_NUMBERS: dict[str, Callable[[dict[str, Any]], Any]] = {
 @pytest.mark.parametrize("name", NO_NUMBERS)
 def test_weights_that_are_not_finite_are_refused(name: str, net: Net, tmp_path: Path) -> None:
     torch.save({"state_dict": NO_NUMBERS[name](dict(net.state_dict()))}, tmp_path / "theirs.pt")
-    assert refused(tmp_path / "theirs.pt") == " is refused: its weights, or their results, are not all numbers"
+    assert (
+        refused(tmp_path / "theirs.pt") == " is refused: its weights, or their results, are not all numbers"
+    )
 
 
 def test_a_run_comes_back_and_decides_the_classes(net: Net, tmp_path: Path) -> None:
     run = Run(tmp_path, ORIGINAL, MNIST, "cpu", {"torch": "2"}, [ROW], net.state_dict())
-    save_best(run)
+    save_run(run, {})
     torch.manual_seed(3)
     before = torch.get_rng_state()
     for path in (tmp_path, tmp_path / "best.pt", str(tmp_path)):
@@ -231,12 +239,13 @@ def test_a_run_comes_back_and_decides_the_classes(net: Net, tmp_path: Path) -> N
     assert torch.equal(torch.get_rng_state(), before)
     assert trained.run is not None and trained.run.best == ROW and trained.run.config == ORIGINAL
     held_out = replace(ROW, split="holdout", epoch=2, eval_accuracy=70.0)
-    save_best(replace(run, dataset=LETTERS, metrics=[ROW, held_out], model=Net(num_classes=3).state_dict()))
+    letters = replace(run, dataset=LETTERS, metrics=[ROW, held_out], model=Net(num_classes=3).state_dict())
+    save_run(letters, {})
     trained = load_trained(tmp_path)
     assert trained.dataset == LETTERS and trained.model.conv7.out_channels == 3
     assert str(trained).endswith("best.pt (epoch 2: 70.00% on the held-out images of folder)")
     assert load_trained(tmp_path, "/moved").dataset == replace(LETTERS, path="/moved")
-    save_best(replace(run, dataset=LETTERS))
+    save_run(replace(run, dataset=LETTERS), {})
     assert "another network" in refused(tmp_path / "best.pt")
 
 
