@@ -128,9 +128,10 @@ def open_run(
             raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
         stack.enter_context(locked(folder))
         if options.resume:
-            run = load_run(folder / "last.pt", parts)
+            run = load_run(folder / "last.pt")
             if dataset != replace(run.dataset, path=dataset.path):
                 raise UserError(f"--data-path {dataset.path}: not the data that {folder} was trained on")
+            load_run(folder / "last.pt", parts)  # last, as the states don't fit with other classes
             run.dataset, run.device, run.versions = dataset, str(device), versions()
         else:
             run = Run(folder, config, dataset, str(device), versions())

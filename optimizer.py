@@ -37,7 +37,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
     num_groups = len(optimizer.param_groups)  # SGD has one; Muon has another for the weights of convolutions
-    steps = max(total_steps, 2)
+    steps = max(total_steps, 3)  # with 2, OneCycleLR would divide by zero after the last
     scheduler = OneCycleLR(
         optimizer,
         max_lr=[config.lr, MUON_LR][:num_groups],

@@ -100,11 +100,8 @@ def parse_sweep(argv: Sequence[str] | None = None) -> Sweep:
 
 def list_settings(config: Config, recipe: Config = ORIGINAL) -> list[str]:
     """Return as 'name=value' all settings of a sweep that differ from those of ``recipe``."""
-    return [
-        f"{name}={getattr(config, name)}"
-        for name in SETTINGS
-        if getattr(config, name) != getattr(recipe, name)
-    ]
+    values = vars(config)
+    return [f"{name}={values[name]}" for name in SETTINGS if values[name] != getattr(recipe, name)]
 
 
 def sweep_name(config: Config, data_path: str) -> str:

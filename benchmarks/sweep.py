@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from torch.backends.cpu import get_cpu_capability
 from tqdm import tqdm
 
 from benchmarks import summary
@@ -93,7 +94,7 @@ def make_row(config: Config, sweep: Sweep, run: Run | None = None) -> Row:
     accuracies = [epoch.eval_accuracy for epoch in run.metrics]
     device = run.device
     if device == "cpu":
-        device = f"CPU with {torch.backends.cpu.get_cpu_capability()}, 1 of {os.cpu_count()} cores"
+        device = f"CPU with {get_cpu_capability()}, 1 of {os.cpu_count()} cores"
     elif device.startswith("cuda"):
         device = torch.cuda.get_device_name(device)
     row |= {"device": device, "split": run.metrics[0].split, "seconds": f"{sum(seconds):.2f}"}
@@ -223,11 +224,8 @@ def main() -> None:
     results = {flags: [table[seed] for seed in seeds] for flags, table in tables_by_flags.items()}
     if not sweep.grid:
         (folder,) = tables
-        curves: list[Curve] = [
-            [*enumerate(map(float, row["accuracy_by_epoch"].split()), 1)]
-            for row in results[""]
-            if row["last"]
-        ]
+        accuracies = [row["accuracy_by_epoch"].split() for row in results[""] if row["last"]]
+        curves: list[Curve] = [[*enumerate(map(float, values), 1)] for values in accuracies]
         if curves:
             summary.plot({folder.name: curves}, "epoch", Path(f"{folder}.png"))
     print_results(results, sweep)

@@ -73,7 +73,7 @@ def test_any_number_of_classes_of_any_names(count: int, monkeypatch: pytest.Monk
         expected = model((images[:, None].float() / 255 - 0.6) / 0.25)
     header = c_code.write(model, dataset)
     assert header.isascii() and header.count(b"{{arrays}}") == (count > 4)
-    torch.testing.assert_close(c_code.load(header, "net", count)(images), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(c_code.run(header, "net", count, images), expected, rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def header() -> bytes:
 def calibration(monkeypatch: pytest.MonkeyPatch) -> Tensor:
     """Few training images, for tests that don't ask for accuracy; ``write`` gets them too."""
     images = load_mnist(train=True)[0][:100]
-    monkeypatch.setattr(c_int8, "load", lambda name, data_path, train: ((images, None), None))
+    monkeypatch.setattr(c_int8, "read", lambda *_, **__: ((images, None), None))
     monkeypatch.setattr(c_code, "FAST", ("-O1",))  # compiles faster
     return images
 
@@ -105,15 +105,16 @@ def test_another_data_set_has_its_own_mean_deviation_and_classes(
     calibration: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sets = {("folder", "pictures", True): ((calibration, None), None)}
-    monkeypatch.setattr(c_int8, "load", lambda name, data_path, train: sets[name, data_path, train])
+    monkeypatch.setattr(c_int8, "read", lambda name, path, train: sets[name, path, train])
     trained, model = trained_net().state_dict(), Net(num_classes=26).eval()
     trained |= {name: trained[name][torch.arange(26) % 10] for name in ("conv7.weight", "conv7.bias")}
     model.load_state_dict(trained)
-    dataset = replace(MNIST, name="folder", classes=tuple(map(str, range(26))), mean=0.3, std=0.2)
+    classes = tuple(map(str, range(26)))
+    dataset = replace(MNIST, name="folder", classes=classes, mean=0.3, std=0.2, path="pictures")
     layers, one, _ = c_int8.quantize(model, calibration, dataset)
     assert layers[0].zero.tolist() == [76]  # the mean, as a pixel
-    header = c_int8.write(model, dataset, "pictures")
-    log_probs = c_code.load(header, "net_int8", 26)(calibration).numpy()
+    header = c_int8.write(model, dataset)
+    log_probs = c_code.run(header, "net_int8", 26, calibration).numpy()
     np.testing.assert_allclose(log_probs, log_softmax(simulate(layers, calibration) / one), rtol=0, atol=1e-4)
     with torch.inference_mode():
         expected = model((calibration[:, None].float() / 255 - 0.3) / 0.2).numpy()

@@ -14,6 +14,7 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from benchmarks import peers
+from benchmarks.summary import Curve
 from config import ORIGINAL, RECIPES, Config
 from runtime.errors import UserError
 from utils import DeviceLoader, get_loaders
@@ -67,7 +68,7 @@ def test_a_comparison_continues_where_it_was_stopped(
 ) -> None:
     calls: list[tuple[str, int]] = []
 
-    def run(name: str, seed: int, device: str) -> peers.Curve:
+    def run(name: str, seed: int, device: str) -> Curve:
         calls.append((name, seed))
         if len(calls) == 12:
             raise KeyboardInterrupt

@@ -1,19 +1,15 @@
 import copy
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT
-from test_main import assert_same_run, call, call_and_stop
 from torch import nn
 from torch.optim import SGD
 
-from config import FAST
+from config import FAST, ORIGINAL
 from model import Net
-from muon import MOMENTUM, Muon, orthogonalize
-from train import advance, make_optimizer
+from optimizer import MUON_LR, MUON_MOMENTUM, Muon, make_optimizer, orthogonalize
 
 pytestmark = pytest.mark.arithmetic
 
@@ -26,6 +22,65 @@ def give_gradients(*networks: nn.Module) -> None:
         gradient = torch.randn_like(parameters[0])
         for parameter in parameters:
             parameter.grad = gradient.clone()
+
+
+def test_schedule_of_the_original() -> None:
+    """The learning rate and momentum at each of the 19 × 469 steps, from the formula of the paper's cycle."""
+    optimizer, scheduler = make_optimizer(Net(), ORIGINAL, 19 * 469)
+    total, warm = 19 * 469, 0.2 * 19 * 469 - 1
+
+    def between(start: float, end: float, share: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+    rates = []
+    for epoch in range(19):
+        step = epoch * 469  # the quirk: 469 steps at once, after each epoch
+        if step <= warm:
+            rate, momentum = between(0.0015, 0.015, step / warm), between(0.95, 0.85, step / warm)
+        else:
+            share = (step - warm) / (total - 1 - warm)
+            rate, momentum = between(0.015, 0.000015, share), between(0.85, 0.95, share)
+        rates.append(rate)
+        assert math.isclose(optimizer.param_groups[0]["lr"], rate, rel_tol=1e-9)
+        assert math.isclose(optimizer.param_groups[0]["momentum"], momentum, rel_tol=1e-9)
+        optimizer.step()
+        for _ in range(469):
+            scheduler.step()
+    assert math.isclose(rates[0], 0.0015) and 0.0149 < max(rates) < 0.015
+    assert optimizer.param_groups[0]["weight_decay"] == 1e-4 and len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("config", [ORIGINAL, FAST], ids=["sgd", "muon"])
+@pytest.mark.parametrize("total_steps", [1, 2, 3, 4, 5, 10, 100])
+def test_schedule_of_any_length_has_a_peak_and_ends_at_its_last_step(
+    total_steps: int, config: object
+) -> None:
+    assert isinstance(config, type(ORIGINAL))
+    optimizer, scheduler = make_optimizer(Net(), config, total_steps)
+    rates = []
+    for _ in range(total_steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()  # after the last step, too, as ``train`` does
+    assert math.isclose(rates[0], config.lr / config.div_factor)
+    if total_steps > 1:
+        assert max(rates) <= config.lr * (1 + 1e-9) and max(rates) > 0.9 * config.lr
+    if total_steps > 2:
+        assert math.isclose(rates[-1], rates[0] / 100)
+
+
+def test_both_groups_follow_one_schedule_and_the_momentum_of_muon_is_constant() -> None:
+    optimizer, scheduler = make_optimizer(Net(), replace(FAST, lr=0.4), 50)
+    others, matrices = optimizer.param_groups
+    momenta = set()
+    for _ in range(50):
+        assert math.isclose(matrices["lr"] / others["lr"], MUON_LR / 0.4)
+        assert matrices["momentum"] == 0  # Muon has its own, which is constant
+        momenta.add(others["momentum"])
+        optimizer.step()
+        scheduler.step()
+    assert (min(momenta), max(momenta)) == (0.85, 0.95)
+    assert (others["weight_decay"], matrices["weight_decay"]) == (FAST.weight_decay, 0)
 
 
 def test_orthogonalize_against_a_singular_value_decomposition() -> None:
@@ -62,14 +117,14 @@ def test_matrices_move_as_with_torchs_muon(monkeypatch: pytest.MonkeyPatch) -> N
     ours = nn.ModuleList(nn.Linear(columns, rows, bias=False) for rows, columns in SIZES)
     theirs = copy.deepcopy(ours)
     optimizers = [
-        Muon(ours.parameters(), lr=1, muon_lr=0.05, momentum=0.5, weight_decay=0.3),
-        torch.optim.Muon(theirs.parameters(), lr=0.05, momentum=MOMENTUM, weight_decay=0),
+        Muon(ours.parameters(), lr=1, momentum=0.5, weight_decay=0.3),
+        torch.optim.Muon(theirs.parameters(), lr=MUON_LR, momentum=MUON_MOMENTUM, weight_decay=0),
     ]
     for _ in range(5):
         give_gradients(ours, theirs)
         for optimizer in optimizers:
             optimizer.step()
-    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=2e-5)
 
 
 def test_other_parameters_move_as_with_sgd_and_convolutions_as_matrices() -> None:
@@ -77,7 +132,7 @@ def test_other_parameters_move_as_with_sgd_and_convolutions_as_matrices() -> Non
     ours, theirs = Net(), Net()
     theirs.load_state_dict(ours.state_dict())
     before = copy.deepcopy(ours)
-    mine = Muon(ours.parameters(), lr=0.1, muon_lr=0.05, momentum=0.9, weight_decay=0.01)
+    mine = Muon(ours.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     sgd = SGD(theirs.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     for _ in range(3):
         give_gradients(ours, theirs)
@@ -87,27 +142,13 @@ def test_other_parameters_move_as_with_sgd_and_convolutions_as_matrices() -> Non
         if one.ndim == 1:
             torch.testing.assert_close(one, other, msg=name)
     step = (ours.conv4.weight - before.conv4.weight).flatten(start_dim=1)  # sum of three steps
-    assert torch.linalg.svdvals(step).max() < 3 * 0.05 * 1.21
-
-
-def test_both_groups_follow_one_schedule_and_the_momentum_of_muon_is_constant() -> None:
-    config = replace(FAST, opt="muon", muon_lr=0.05)
-    optimizer, scheduler = make_optimizer(Net(), config, 50)
-    others, matrices = optimizer.param_groups
-    momenta = set()
-    for _ in range(50):
-        assert math.isclose(matrices["lr"] / others["lr"], 0.05 / config.max_lr)
-        assert matrices["momentum"] == 0  # Muon has its own, which is constant
-        momenta.add(others["momentum"])
-        optimizer.step()
-        advance(scheduler)
-    assert (min(momenta), max(momenta)) == (config.base_momentum, config.max_momentum)
+    assert torch.linalg.svdvals(step).max() < 3 * MUON_LR * 1.21
 
 
 def test_a_copy_goes_on_as_the_optimizer_does() -> None:
     torch.manual_seed(0)
     model = Net()
-    optimizer = Muon(model.parameters(), lr=0.1, muon_lr=0.05, momentum=0.9, weight_decay=0.01)
+    optimizer = Muon(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
     give_gradients(model)
     optimizer.step()
     other, copied = copy.deepcopy((model, optimizer))
@@ -115,11 +156,3 @@ def test_a_copy_goes_on_as_the_optimizer_does() -> None:
     optimizer.step()
     copied.step()
     torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=0, atol=0)
-
-
-def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = [*SHORT, "--opt", "muon"]
-    call(*flags, "--output-dir", str(tmp_path / "whole"))
-    call_and_stop(monkeypatch, *flags, "--output-dir", str(tmp_path / "stopped"))
-    call("--resume", str(tmp_path / "stopped"))
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
