@@ -58,6 +58,7 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_a_path_that_is_too_long_for_ray_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray writes there
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 120)))
     with pytest.raises(UserError, match=r"AF_UNIX path.*xxx.*: set RAY_TMPDIR to .*--jobs 1") as caught:
         start(tmp_path)
