@@ -77,6 +77,10 @@ def leave_out(name: str) -> Callable[[Any], None]:
     return lambda content: content.pop(name)
 
 
+def replace_state(part: str, state: Any) -> Callable[[Any], None]:
+    return lambda content: content["training"].update({part: state})
+
+
 UNFIT: dict[str, Callable[[Any], object]] = {
     "an earlier format": lambda c: c.update(format=2),
     "a later format": lambda c: c.update(format=99),
@@ -94,7 +98,7 @@ UNFIT: dict[str, Callable[[Any], object]] = {
         for name in ("format", "config", "metrics", "device", "versions", "model")
     },
     **{
-        f"{damage!r} for the {part}'s state": lambda c, p=part, d=damage: c["training"].update({p: d})
+        f"{damage!r} for the {part}'s state": replace_state(part, damage)
         for part, damage in (("model", None), ("model", {}), ("optimizer", {"state": 3}), ("scheduler", None))
     },
     "no states": leave_out("training"),

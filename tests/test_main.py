@@ -21,6 +21,8 @@ from runs import SHORT, assert_same_run, call, call_and_stop, load, same
 
 import checkpoint
 import main
+import train as train_module
+import utils
 from checkpoint import load_run, save_tensors
 from datasets import MNIST, load_mnist, split_holdout
 from model import Net
@@ -162,7 +164,7 @@ def test_a_run_is_this_loop(interval: str, tmp_path: Path, train_set: Set) -> No
             )
             batch = batch[:, :, 4:24, 4:24] if epoch == 1 else batch
             optimizer.zero_grad()
-            F.nll_loss(model((batch / 255 - 0.1307) / 0.3081), labels[index]).backward()
+            F.nll_loss(model((batch / 255 - 0.1307) / 0.3081), labels[index]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if interval == "batch":
                 schedule.step()
@@ -252,7 +254,7 @@ def test_a_run_stopped_on_another_device_keeps_its_momenta(tmp_path: Path) -> No
 
 def test_looking_at_the_images_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a notebook, before the training and in it."""
-    get_loaders, train = main.get_loaders, main.train
+    get_loaders, train = utils.get_loaders, train_module.train
 
     def look(*rest: Any) -> Any:
         loaders = get_loaders(*rest)

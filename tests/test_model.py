@@ -150,5 +150,5 @@ def test_tools_of_torch_take_the_network_as_it_is() -> None:
     program = torch.export.export(Net().train(), (x,))
     assert sum("dropout" in str(node.target) for node in program.graph.nodes) == 6
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        Net()(x).float().sum().backward()  # type: ignore[no-untyped-call]
+        Net()(x).float().sum().backward()
     update_bn(list(torch.randn(4, 16, 1, 28, 28)), model)

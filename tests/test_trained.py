@@ -32,6 +32,7 @@ LETTERS = Dataset("folder", ("a", "b", "c"), 0.25, 0.5, True, False, "/letters",
 ROW = EpochMetrics(1, 0.1, 2.0, 50.0, "test", 1.0, 60.0, 9.5)
 EXPECTED = "; expected is a state dict, saved by torch.save(model.state_dict(), …)"
 WEIGHT = "conv1.weight"
+INCLUDED = (ROOT / "weights" / "best.pt").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +75,7 @@ def test_weights_under_any_key_and_prefix_are_read(prefix: str, net: Net, tmp_pa
 
 def wrapped(net: Net) -> dict[str, Any]:
     """What torch's own wrappers and Lightning's ModelCheckpoint make of a network."""
+    compiled: Any = torch.compile(net)
     averaged = torch.optim.swa_utils.AveragedModel(net)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     lightning = nn.Module()
@@ -84,8 +86,8 @@ def wrapped(net: Net) -> dict[str, Any]:
             nn.DataParallel(net)
         ).state_dict(),
         "DataParallel": nn.DataParallel(net).state_dict(),
-        "compiled": torch.compile(net).state_dict(),
-        "DataParallel of compiled": nn.DataParallel(torch.compile(net)).state_dict(),  # type: ignore[arg-type]
+        "compiled": compiled.state_dict(),
+        "DataParallel of compiled": nn.DataParallel(compiled).state_dict(),
         "Lightning": {
             "epoch": 1,
             "global_step": 3,
@@ -169,7 +171,6 @@ FOREIGN: dict[str, tuple[Callable[[Net], bytes], str]] = {  # the file, and what
     "half a best.pt": (lambda _: INCLUDED[:25_000], "is damaged, or no file that torch.save wrote"),
     "a web page": (lambda _: b"<!DOCTYPE html>\n<title>Not found</title>", "damaged"),
 }
-INCLUDED = (ROOT / "weights" / "best.pt").read_bytes()
 
 
 @pytest.mark.parametrize("name", FOREIGN)
