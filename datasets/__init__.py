@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from config import ORIGINAL, TORCHVISION, check
+from datasets.folder import load_folder
 from datasets.mnist import SIDE, Images, load_mnist, load_torchvision, split_holdout
-from datasets.pictures import border, load_folder
+from pictures import border
 from runtime.errors import UserError
 from runtime.files import warn
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 
 from datasets import MNIST, load_test, load_train
-from datasets.pictures import load_folder
+from datasets.folder import load_folder
 from runtime.errors import UserError
 
 
@@ -140,7 +140,8 @@ def test_class_names_are_valid_unicode(tmp_path: Path) -> None:
         (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"chaton \xe9"))
     except OSError:
         pytest.skip("this file system allows only names in Unicode")
-    assert load_train("folder", str(tmp_path))[0].classes == ("chaton \ufffd", "dog")
+    shutil.copytree(tmp_path / "dog", tmp_path / os.fsdecode(b"chaton \xe8"))
+    assert load_train("folder", str(tmp_path))[0].classes == ("chaton \\xe8", "chaton \\xe9", "dog")
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), (".",)])
@@ -264,6 +265,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {  # what is done to a 
         "1.heic: it is ",
     ),
     "truncated": (lambda root: truncate(root / "test" / "cat" / "2.png"), "2.png: it can't be read"),
+    "a pipe": (lambda root: os.mkfifo(root / "test" / "cat" / "9.png"), "9.png: it is not a file; remove it"),
     "a dead link": (lambda root: link(root / "test" / "cat" / "9.png", Path("nowhere")), "9.png"),
 }
 
@@ -289,3 +291,14 @@ def test_a_class_of_one_picture_cannot_be_split(tmp_path: Path) -> None:
     noise(1).save(tmp_path / "b" / "4.png")
     train_set, test_set = load_both(tmp_path)
     assert sorted(set(train_set[1].tolist())) == [0, 1] and len(test_set[1]) == 1
+
+
+def test_a_small_class_is_in_both_sets(tmp_path: Path) -> None:
+    """Its share of a fifth may be less than one picture."""
+    for name, count in (("many", 40), ("rare", 2), ("two", 2)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            noise(i).save(tmp_path / name / f"{i}.png")
+    (_, train_labels), (_, test_labels) = load_both(tmp_path)
+    assert set(train_labels.tolist()) == set(test_labels.tolist()) == {0, 1, 2}
+    assert len(train_labels) + len(test_labels) == 44 and 9 <= len(test_labels) <= 11

@@ -22,11 +22,11 @@ from draw_digits import draw, draw_page, pens
 from PIL import Image
 from torchvision import transforms
 
-import predict.command as command
 from datasets import MNIST, Dataset, load_mnist
-from datasets.pictures import read_colors
 from model import Net
-from predict.preprocess import read_digits
+from pictures import colors, decode
+from predict import __main__ as command
+from predict.prepare import read_digits
 from runtime.errors import UsageError, UserError
 from trained import load_trained, newest_trained
 
@@ -129,8 +129,8 @@ def test_what_is_no_digit_is_scaled_whole_and_answered_by_name(
 def test_a_data_set_of_mnists_form_has_its_pictures_prepared_like_digits() -> None:
     """So a folder of digits gets from a picture of one what MNIST gets."""
     digits = replace(THINGS, digit_like=True)
-    (((_, ours),),), (((_, theirs),),) = (command.read_image(SEVEN, each)[2] for each in (MNIST, digits))
-    assert np.array_equal(ours, theirs)
+    ((ours,),), ((theirs,),) = (command.read_image(SEVEN, each)[2] for each in (MNIST, digits))
+    assert np.array_equal(ours.image, theirs.image)
 
 
 def number(*names: str) -> None:
@@ -170,7 +170,7 @@ def test_pages_of_several_digits() -> None:
     trained, drawn, right, total = load_trained(WEIGHTS), pens(), 0, 0
     for seed in range(20):
         page, texts = draw_page(seed, cropped if seed % 2 else drawn)
-        answer, _ = command.predict(trained, read_digits(read_colors(page)))
+        answer, _ = command.predict(trained, read_digits(colors(decode(page))))
         predicted, expected = str(answer.prediction), " ".join(texts)
         blocks = difflib.SequenceMatcher(None, predicted, expected, autojunk=False).get_matching_blocks()
         right, total = right + sum(block.size for block in blocks), total + max(len(predicted), len(expected))
@@ -202,7 +202,7 @@ def test_something_else_is_mostly_unsure() -> None:
     pictures += [Image.fromarray(each) for each in generator.integers(0, 256, (10, 90, 90), dtype=np.uint8)]
     pictures += [Image.fromarray(np.pad(np.full((side, side), 255, dtype=np.uint8), 30)) for side in (40, 90)]
     trained = load_trained(WEIGHTS)
-    unsure = [command.predict(trained, read_digits(read_colors(each)))[0].unsure for each in pictures]
+    unsure = [command.predict(trained, read_digits(colors(decode(each))))[0].unsure for each in pictures]
     assert sum(unsure[:10]) >= 7 and all(unsure[10:])
 
 
@@ -348,20 +348,6 @@ def test_the_whole_command_on_standard_input(monkeypatch: pytest.MonkeyPatch, ca
     weights, missing = err.splitlines()
     assert weights.startswith(f"Weights: {WEIGHTS} (epoch ")
     assert missing == "predict: error: missing.png: No such file or directory"
-
-
-@pytest.mark.parametrize("flags", [["--help"], [], ["--js", SEVEN], ["--weights"]])
-def test_the_command_line_is_read_before_torch_is_imported(flags: list[str]) -> None:
-    code = f"import runpy, sys; sys.argv[1:] = {flags}; sys.modules['torch'] = None; "
-    code += "runpy.run_module('predict', run_name='__main__', alter_sys=True)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    if flags == ["--help"]:
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "--weights" in done.stdout
-    else:
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("predict: error: ")
-        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -16,10 +16,10 @@ from draw_digits import draw_page, pens
 from PIL import Image
 
 from datasets import MEAN, STD, load_mnist
-from datasets.pictures import read_colors
 from export import web
-from predict import command
-from predict.preprocess import read_digits
+from pictures import colors, decode
+from predict import __main__ as command
+from predict.prepare import read_digits
 from runtime.errors import UserError
 from trained import load_trained
 
@@ -122,8 +122,8 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
     drawing = np.array(page.execute_script("return Array.from(drawing())"), dtype=np.uint8).reshape(200, 200)
     seen = page.execute_script("return Array.from(seen.getImageData(0, 0, 28, 28).data)")
     seen = np.array(seen, dtype=np.uint8).reshape(28, 28, 4)
-    (((_, expected),),) = read_digits(read_colors(Image.fromarray(drawing)))
-    assert (seen[..., :3] == expected[..., None]).all()
+    ((digit,),) = read_digits(colors(decode(Image.fromarray(drawing))))
+    assert (seen[..., :3] == digit.image[..., None]).all()
     assert (seen[..., 3] == 255).all()
 
 
@@ -157,7 +157,7 @@ def compare(page: Any, *pictures: np.ndarray[Any, Any]) -> None:
     for picture in pictures:
         shown = page.execute_script(script, picture.astype(int).ravel().tolist(), len(picture))
         try:
-            lines = read_digits(read_colors(Image.fromarray(picture.astype(np.uint8))))
+            lines = read_digits(colors(decode(Image.fromarray(picture.astype(np.uint8)))))
         except UserError:
             lines = []
         assert [len(line) for line in shown] == [len(line) for line in lines]
