@@ -1,50 +1,61 @@
-"""A run's folder: save, load, resume."""
+"""The files of a run, both ways: what ``save_…`` writes, ``load_…`` reads."""
 
 import contextlib
+import io
+import pickle
 import platform
+import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Set
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
-from config import Config, Options, check, choose_data_path, flag
-from datasets import Dataset, hash_tensors, load_test
-from model import Net
-from runtime.device import select_device
-from runtime.errors import UsageError, UserError
-from runtime.files import claim_folder, locked, warn, write_table
-from runtime.tensor_files import save_tensors
-from train import TrainingState
-from trained import FORMAT, EpochMetrics, load_dataclass, load_teacher, read_checkpoint
-from utils import DeviceLoader, Loaders, get_loaders
+from config import Config, Options, flag
+from datasets import Dataset
+from runtime.errors import UsageError, UserError, warn
+from runtime.files import locked, replace_file, write_table
+
+FORMAT = 3  # of best.pt and last.pt
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """A row of metrics.csv. Losses are mean negative log-likelihoods, accuracies are in percent."""
+
+    epoch: int  # from 1
+    lr: float  # at the start of the epoch
+    train_loss: float  # of the images as trained on: augmented, with dropout, each before its step
+    train_accuracy: float
+    split: str  # what was evaluated: "test", or "holdout", training images that were held out
+    eval_loss: float
+    eval_accuracy: float
+    seconds: float  # of training and evaluation
+
+    @property
+    def split_name(self) -> str:
+        """What was evaluated, in words."""
+        return "test set" if self.split == "test" else "held-out images"
 
 
 @dataclass
-class Progress:
-    """What last.pt holds of a run, besides the training state."""
+class Run:
+    """A run: its settings, its data and its results so far."""
 
+    folder: Path
     config: Config
-    device: str
-    data_path: str
     dataset: Dataset
+    device: str
     versions: dict[str, str]
     metrics: list[EpochMetrics] = field(default_factory=list)
-    teacher_width: float | None = None  # None if there is no teacher
-    data_hash: str | None = None  # of all images and labels
-    test_hash: str | None = None  # of those of the test set
-    finished: bool = False
-    best_model: dict[str, Tensor] | None = None  # weights of the first epoch with the highest accuracy
-
-    def __post_init__(self) -> None:
-        if self.teacher_width is not None:
-            check("width", self.teacher_width)
+    model: dict[str, Any] | None = None  # weights of the best epoch
 
     @property
     def epoch(self) -> int:
@@ -52,21 +63,20 @@ class Progress:
         return len(self.metrics)
 
     @property
-    def best_accuracy(self) -> float:
-        """The highest accuracy in evaluation so far, in percent; -1 before the first epoch."""
-        return max((row.eval_accuracy for row in self.metrics), default=-1.0)
+    def best(self) -> EpochMetrics | None:
+        """The first epoch with the highest accuracy in evaluation."""
+        return max(self.metrics, key=lambda row: row.eval_accuracy, default=None)
 
+    @property
+    def reached(self) -> bool:
+        """Whether the last epoch reached the target accuracy."""
+        target = self.config.target_accuracy
+        return bool(target and self.metrics and self.metrics[-1].eval_accuracy >= target)
 
-@dataclass
-class Run:
-    """A run that is open: its folder, which no other process can open, its data, progress and teacher."""
-
-    folder: Path
-    loaders: Loaders
-    progress: Progress
-    teacher: Net | None
-    states: dict[str, Any] = field(default_factory=dict)  # state dicts of a resumed ``TrainingState``
-    saved_epoch: int = 0  # the last one that last.pt has
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.reached or self.epoch == self.config.epochs
 
 
 def versions() -> dict[str, str]:
@@ -76,133 +86,94 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages, "machine": machine}
 
 
-def hash_data(*loaders: DeviceLoader) -> str:
-    """Return the hash of the images and labels of ``loaders``."""
-    return hash_tensors(*(tensor for loader in loaders for tensor in (loader.images, loader.labels)))
+def resume_settings(config: Config, options: Options) -> tuple[Config, Options]:
+    """Return the settings of the run to resume, and ``options`` with its folder, device and data.
+
+    A flag that contradicts the run's settings raises ``UsageError``.
+    """
+    path = Path(options.resume)
+    path = path if path.name == "last.pt" else path / "last.pt"
+    if not path.is_file():
+        raise UsageError(f"argument --resume: {path} is missing; name the folder of a run")
+    run = load_run(path)
+    for name in sorted(options.given & vars(config).keys()):
+        old, new = getattr(run.config, name), getattr(config, name)
+        if old != new:
+            raise UsageError(f"argument {flag(name)}: the run has {old}, not {new}; leave it out")
+    device = options.device if "device" in options.given else run.device
+    data_path = options.data_path or run.dataset.path
+    return run.config, replace(options, resume=str(path.parent), device=device, data_path=data_path)
 
 
 @contextlib.contextmanager
-def open_run(config: Config, options: Options) -> Iterator[Run]:
-    """Open a new run, or one that is resumed, and load its data."""
+def open_run(
+    config: Config, options: Options, dataset: Dataset, device: torch.device, parts: Mapping[str, Any]
+) -> Iterator[Run]:
+    """Open a new run, or the one to resume, whose folder no other process can open meanwhile.
+
+    ``parts`` are the network and all else that training changes. Resuming restores their states.
+    """
     with contextlib.ExitStack() as stack:
-        if options.resume is not None:
-            folder = Path(options.resume)
-            folder = folder.parent if folder.name == "last.pt" else folder
-            if not (folder / "last.pt").is_file():
-                raise UsageError(
-                    f"argument --resume: {folder / 'last.pt'} is missing; name the folder of a run"
-                )
-            stack.enter_context(locked(folder))
-            yield resume_run(folder, config, options)
-            return
-        # The data comes first: if it can't be loaded, no folder is left behind.
-        device = select_device(options.device)
-        data_path = choose_data_path(options.given_data_path, config.dataset, options.data_path, new=True)
-        loaders = get_loaders(config, device, data_path)
-        dataset = loaders[0].dataset
-        teacher = load_teacher(config, dataset)
-        if dataset.target_accuracy is None and not options.given & {"early_stopping", "target_accuracy"}:
-            config = replace(config, early_stopping=False)
-        width = None if teacher is None else teacher.width
-        progress = Progress(
-            *(config, str(device), data_path, dataset, versions()),
-            teacher_width=width,
-            data_hash=hash_data(*loaders),
-            test_hash=hash_tensors(*load_test(dataset, data_path))
-            if config.holdout
-            else hash_data(loaders[1]),
-        )
+        name = f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-seed{config.seed}"
+        folder = Path(options.resume or options.output_dir or name)
         if options.dry_run:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        else:
-            name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.recipe}-seed{config.seed}"
-            folder = claim_folder(options.output_dir, Path("runs", name))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            solution = "name a folder for the results by --output-dir"
+            raise UserError(f"{error.filename}: {error.strerror}: {solution}") from None
+        # A killed start leaves hidden files only. Others must be neither changed nor removed, even by locked.
+        if not options.resume and any(path.name[0] != "." for path in folder.iterdir()):
+            raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
         stack.enter_context(locked(folder))
-        run = Run(folder, loaders, progress, teacher)
-        save_run(run)
-        yield run
+        if options.resume:
+            run = load_run(folder / "last.pt", parts)
+            if dataset != replace(run.dataset, path=dataset.path):
+                raise UserError(f"--data-path {dataset.path}: not the data that {folder} was trained on")
+            run.dataset, run.device, run.versions = dataset, str(device), versions()
+        else:
+            run = Run(folder, config, dataset, str(device), versions())
+        save_run(run, parts)
+        try:
+            yield run
+        except KeyboardInterrupt as stop:
+            command = f"python main.py --resume {shlex.quote(str(folder))}"
+            # Keep the class: SIGTERM raises a subclass of KeyboardInterrupt.
+            raise stop if options.dry_run else type(stop)(f"to continue: {command}") from None
 
 
-def resume_run(folder: Path, config: Config, options: Options) -> Run:
-    """Load the run in ``folder`` with what ``options`` may change; restore its best.pt and metrics.csv."""
-    progress, states = load_run(folder)
-    check_resumed(progress.config, config, options.given)
-    if progress.best_model is not None:
-        save_best(folder, progress)
-    save_metrics(folder, progress)
-    if "device" in options.given:
-        progress.device = str(select_device(options.device))
-    try:
-        device = select_device(progress.device)
-    except UsageError:
-        problem = f"{folder} was trained on {progress.device}, which can't be used here"
-        raise UserError(f"{problem}: to continue on the CPU, add --device cpu") from None
-    dataset = progress.dataset
-    known_path = progress.data_path
-    progress.data_path = choose_data_path(options.given_data_path, dataset.name, known_path)
-    loaders = get_loaders(progress.config, device, progress.data_path)
-    if progress.data_hash not in (None, hash_data(*loaders)) or loaders[0].dataset != dataset:
-        raise UserError(f"--data-path {progress.data_path}: not the data that {folder} was trained on")
-    if progress.best_model is not None and progress.data_path != known_path:
-        save_best(folder, progress)  # no later epoch may be better
-    progress.versions = versions()
-    run = Run(folder, loaders, progress, None, states, progress.epoch)
-    if progress.teacher_width is not None:  # its weights are in last.pt, as its file may have changed since
-        with torch.random.fork_rng(devices=[]):
-            run.teacher = Net(num_classes=len(dataset.classes), width=progress.teacher_width)
-        run.teacher.eval().requires_grad_(False)
-        restore(run, {"teacher": run.teacher})
-    return run
-
-
-def check_resumed(stored: Config, config: Config, given: Set[str]) -> None:
-    """Raise ``UsageError`` if a ``given`` flag contradicts the ``stored`` settings of a resumed run."""
-    for name in sorted(given & vars(config).keys()):
-        old, new = getattr(stored, name), getattr(config, name)
-        if old != new:
-            raise UsageError(f"argument {flag(name)}: the run has {old}, not {new}; leave it out")
-    if "target_accuracy" in given and config.early_stopping and not stored.early_stopping:
-        raise UsageError("argument --target-accuracy: the run has no early stopping; leave it out")
-
-
-def save_run(run: Run, state: TrainingState | None = None) -> None:
+def save_run(run: Run, parts: Mapping[str, Any]) -> None:
     """Write last.pt, from which a run is resumed, and then best.pt and metrics.csv, which follow from it."""
-    progress = run.progress
-    parts = {"teacher": run.teacher} if state is None else vars(state)
-    states = {name: part.state_dict() for name, part in parts.items() if part is not None}
-    save_tensors(run.folder / "last.pt", {"format": FORMAT} | asdict(progress) | states)
-    run.saved_epoch = progress.epoch
-    if progress.metrics and progress.metrics[-1].eval_accuracy == progress.best_accuracy:
-        save_best(run.folder, progress)
-    save_metrics(run.folder, progress)
-
-
-def save_best(folder: Path, progress: Progress) -> None:
-    """Write best.pt: the weights of the best epoch, with its metrics, settings, data set and versions."""
-    values = asdict(progress)
-    content = {name: values[name] for name in ("config", "dataset", "data_path", "versions", "test_hash")}
-    content["metrics"] = max(values["metrics"], key=lambda row: float(row["eval_accuracy"]))
-    save_tensors(folder / "best.pt", {"format": FORMAT, "model": progress.best_model} | content)
-
-
-def save_metrics(folder: Path, progress: Progress) -> None:
-    """Write metrics.csv. If that fails, only warn: last.pt has its rows too."""
+    content = {"format": FORMAT} | {name: value for name, value in asdict(run).items() if name != "folder"}
+    training = {name: part.state_dict() for name, part in parts.items()}
+    save_tensors(run.folder / "last.pt", content | {"training": training})
+    if run.model is not None:
+        save_tensors(run.folder / "best.pt", content)
     try:
-        write_table(folder / "metrics.csv", [*map(asdict, progress.metrics)])
-    except OSError as error:
+        write_table(run.folder / "metrics.csv", content["metrics"])
+    except OSError as error:  # last.pt has the rows too
         warn(f"{error}; the next epoch, or --resume, writes it")
 
 
-def load_run(folder: Path) -> tuple[Progress, dict[str, Any]]:
-    """Read last.pt in ``folder``: the run's progress, and the state dicts of its ``TrainingState``."""
-    path = folder / "last.pt"
-    content = read_checkpoint(path)
-    values = {entry.name: content.pop(entry.name, None) for entry in fields(Progress)}
-    values["config"] = load_dataclass(path, Config, values["config"])
-    values["dataset"] = load_dataclass(path, Dataset, values["dataset"])
-    if isinstance(values["metrics"], list):
-        values["metrics"] = [load_dataclass(path, EpochMetrics, row) for row in values["metrics"]]
-    return load_dataclass(path, Progress, values), content
+def load_run(path: Path, parts: Mapping[str, Any] | None = None) -> Run:
+    """Read a run from its last.pt or best.pt. Restore the states of ``parts``, which only last.pt has."""
+    content = load_tensors(path)
+    try:
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']}, not {FORMAT}")
+        values = {entry.name: content[entry.name] for entry in fields(Run) if entry.name != "folder"}
+        values |= {"config": Config(**values["config"]), "dataset": Dataset(**values["dataset"])}
+        values["metrics"] = [EpochMetrics(**row) for row in values["metrics"]]
+        for name, part in (parts or {}).items():
+            part.load_state_dict(content["training"][name])
+            if isinstance(part, Optimizer):
+                match_strides(part)
+        return Run(path.parent, **values)
+    except Exception as error:  # a file of another version can fail to fit in any way
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        problem = f"{path} does not fit this version of the project ({reason})"
+        raise UserError(f"{problem}: use the version that wrote it, or train again") from None
 
 
 def match_strides(optimizer: Optimizer) -> None:
@@ -215,17 +186,36 @@ def match_strides(optimizer: Optimizer) -> None:
             state["momentum_buffer"] = torch.empty_like(weight).copy_(state["momentum_buffer"])
 
 
-def restore(run: Run, parts: Mapping[str, Any]) -> None:
-    """Load the state dicts of a resumed ``run`` into ``parts``, the fields of a ``TrainingState`` by name."""
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content``, tensors and plain values by their names, to ``path``, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read a dictionary of tensors and plain values that ``torch.save`` wrote, onto the CPU."""
+    file = path.read_bytes()
     try:
-        for name, part in parts.items():
-            if part is not None:
-                if part.state_dict().keys() != run.states[name].keys():
-                    raise ValueError(f"another {name}")
-                part.load_state_dict(run.states[name])
-                if isinstance(part, Optimizer):
-                    match_strides(part)
-    except Exception as error:  # a last.pt of another version can fail to fit in any way
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        path = run.folder / "last.pt"
-        raise UserError(f"{path} does not fit this version of the project: {reason}") from None
+        if zipfile.is_zipfile(io.BytesIO(file)):
+            with zipfile.ZipFile(io.BytesIO(file)) as archive:
+                # torch.save doesn't compress; a small compressed file could fill the memory.
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise UserError(f"{path} is compressed, and torch.save writes no such file")
+                if damaged := archive.testzip():  # torch ignores the checksums
+                    raise UserError(f"{path} is damaged: {damaged} in it has changed since it was written")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on foreign formats, then refuses them
+            content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+            raise UserError(f"{path} holds no dictionary of names")
+    except pickle.UnpicklingError:
+        problem = "damaged, or more than tensors and plain values, such as a whole pickled model"
+        raise UserError(f"{path} is refused: {problem}") from None
+    except UserError:
+        raise
+    except (
+        Exception
+    ):  # damaged bytes can cause any error in zipfile and torch, whose texts tell a user nothing
+        raise UserError(f"{path} is damaged, or no file that torch.save wrote") from None
+    return content

@@ -4,16 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils import Loader
+from utils import DeviceLoader
 
 
 @torch.inference_mode()
 def test(
-    model: nn.Module, device: torch.device | str, test_loader: Loader, *, name: str = "Test set"
+    model: nn.Module, device: torch.device | str, test_loader: DeviceLoader, *, name: str = "Test set"
 ) -> tuple[float, float]:
     """Evaluate ``model`` and print one line; return the mean loss and the accuracy in percent.
 
-    - ``test_loader`` yields images, float32 (N, 1, 28, 28), and targets, int64 (N,).
+    - ``test_loader`` yields images, float32 (N, 1, 28, 28), and labels, int64 (N,).
     - The model maps images to log-probabilities, or to logits, (N, classes).
     - ``name`` is what the line calls the images.
     """

@@ -1,119 +1,83 @@
 """Data sets: read the images and labels, and describe what the network must know of them."""
 
-import hashlib
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from torch import Tensor
+from datasets.mnist import SIDE, Images, load_mnist, split_holdout
+from runtime.errors import warn
 
-from config import ORIGINAL, TORCHVISION, check
-from datasets.folder import load_folder
-from datasets.mnist import SIDE, Images, load_mnist, load_torchvision, split_holdout
-from pictures import border
-from runtime.errors import UserError
-from runtime.files import warn
+__all__ = ["MNIST", "NAMES", "SIDE", "Dataset", "Images"]
+__all__ += ["choose_path", "load", "load_mnist", "load_test", "read", "split_holdout"]
 
-__all__ = ["MEAN", "MNIST", "SIDE", "STD", "Dataset"]
-__all__ += ["hash_tensors", "load", "load_mnist", "load_test", "load_train", "split_holdout"]
-
-NEARLY_ALL = 0.99  # share of the training images that decides on a property of the data set
+# Data sets that torchvision downloads: their name for --dataset, and torchvision's class, like its MNIST.
+TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+NAMES = ("mnist", *TORCHVISION, "folder")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the network must know of its data. It is stored with the weights, so its values are checked."""
+    """What the network must know of its data, and where that data is. It is stored with the weights."""
 
-    name: str  # that --dataset takes
+    name: str  # one of NAMES
     classes: tuple[str, ...]  # names, in the order of the labels
     mean: float  # of the training images' pixels, scaled to [0, 1]
     std: float  # their standard deviation
     light_on_dark: bool  # the background is dark
-    digit_like: bool  # and the images have MNIST's form, see has_mnists_form
-    target_accuracy: float | None  # in percent, for early stopping by default
-
-    def __post_init__(self) -> None:
-        check("dataset", self.name)
-        types = (str, tuple, float, float, bool, bool, float | None)  # of the fields
-        if not (
-            all(map(isinstance, vars(self).values(), types))
-            and all(isinstance(name, str) for name in self.classes)
-            and len(self.classes) == len(set(self.classes)) >= 2
-            and 0 <= self.mean <= 1
-            and 0 < self.std <= 1
-            and 0 <= (self.target_accuracy or 0) <= 100
-        ):
-            raise UserError(f"impossible description of a data set: {self}")
+    digit_like: bool  # and the images have MNIST's form, see datasets/describe.py
+    path: str = ""  # its folder; MNIST, which is included, has none, and its checksums are in the code
+    train_hash: str = ""  # of the images and labels, by hash_tensors
+    test_hash: str = ""
 
 
-MEAN, STD = 0.1307, 0.3081  # of MNIST
-MNIST = Dataset("mnist", tuple("0123456789"), MEAN, STD, True, True, ORIGINAL.target_accuracy)
+MNIST = Dataset("mnist", tuple("0123456789"), 0.1307, 0.3081, light_on_dark=True, digit_like=True)
 
 
-def load(name: str, data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
-    """Read images, labels and class names of the training or the test set of the data set ``name``."""
+def choose_path(given: str, name: str, known: str) -> str:
+    """Return the folder of the data set ``name``: the ``given`` --data-path, or else the ``known`` one."""
+    if name != MNIST.name:
+        return os.path.abspath(given or known)
+    if given:
+        warn("--data-path is not used: MNIST is included")
+    return MNIST.path
+
+
+def read(name: str, path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
+    """Read the training or the test set of the data set ``name`` in the folder ``path``.
+
+    Returns images, uint8 (N, 28, 28), and labels, int64 (N,); and the names of the classes.
+    """
     if name == MNIST.name:
         return load_mnist(train), MNIST.classes
-    return load_folder(data_path, train) if name == "folder" else load_torchvision(name, data_path, train)
+    if name == "folder":
+        from datasets.folder import load_folder
+
+        return load_folder(path, train)
+    from datasets.torchvision import load_torchvision
+
+    return load_torchvision(name, TORCHVISION[name], path, train)
 
 
-def load_train(name: str, data_path: str) -> tuple[Dataset, Images]:
-    """Read the training set of the data set ``name``, and describe it."""
-    images, classes = load(name, data_path, train=True)
-    dataset = MNIST if name == MNIST.name else describe(name, classes, images[0])
-    if name in TORCHVISION and (dataset.mean, dataset.std) == (MEAN, STD):  # its files have the same names
-        raise UserError(f"{data_path} has MNIST's images in place of those of {name}: delete them")
-    return dataset, images
+def load(name: str, data_path: str) -> tuple[Dataset, Images, Images]:
+    """Describe the data set ``name``, in the folder ``data_path`` or "data", and read its two parts.
 
-
-def load_test(dataset: Dataset, data_path: str, known_hash: str | None = None) -> Images:
-    """Read the test set of ``dataset``. It must have the classes of the training set.
-
-    If its ``hash_tensors`` is not ``known_hash``, that of the training run, a warning says so.
+    These are the training and the test set.
     """
-    images, classes = load(dataset.name, data_path, train=False)
-    if classes != dataset.classes:
-        differing = ", ".join(sorted(set(classes) ^ set(dataset.classes)))
-        raise UserError(f"--data-path {data_path}: training and test set differ in the classes {differing}")
-    if known_hash not in (None, hash_tensors(*images)):
-        warn(
-            f"{data_path}: not the test set of the training run; the network may have seen some of its images"
-        )
-    return images
+    path = choose_path(data_path, name, "data")
+    train, classes = read(name, path, train=True)
+    if name == MNIST.name:
+        return MNIST, train, load_test(MNIST)
+    from datasets.describe import describe, hash_tensors
+
+    dataset = replace(describe(name, classes, train[0]), path=path, train_hash=hash_tensors(*train))
+    test = load_test(dataset)
+    return replace(dataset, test_hash=hash_tensors(*test)), train, test
 
 
-def hash_tensors(*tensors: Tensor) -> str:
-    """Return the SHA-256 of the values of ``tensors``."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.cpu().numpy().data)
-    return digest.hexdigest()
+def load_test(dataset: Dataset) -> Images:
+    """Read the test set of ``dataset``. A warning says so if it isn't that of the training run."""
+    test, classes = read(dataset.name, dataset.path, train=False)
+    if dataset != MNIST:
+        from datasets.describe import check_test
 
-
-def describe(name: str, classes: tuple[str, ...], images: Tensor) -> Dataset:
-    """Measure the properties of the data set ``name`` from its training ``images``, uint8 (N, 28, 28).
-
-    Mean and standard deviation are rounded to four digits, like MNIST's.
-    """
-    shares = torch.bincount(images.flatten(), minlength=256).double() / images.numel()
-    levels = torch.arange(256, dtype=torch.float64) / 255
-    mean = shares @ levels
-    std = round((shares @ (levels - mean) ** 2).sqrt().item(), 4)
-    if std == 0:
-        raise UserError(f"{name}: all pixels of the training images have the same value")
-    background = np.median(border(images.numpy().transpose(1, 2, 0)), axis=0)
-    light_on_dark = bool((background < 64).mean() >= NEARLY_ALL)
-    digit_like = light_on_dark and bool(has_mnists_form(images).double().mean() >= NEARLY_ALL)
-    return Dataset(name, classes, round(mean.item(), 4), std, light_on_dark, digit_like, None)
-
-
-def has_mnists_form(images: Tensor) -> Tensor:
-    """Tell which ``images``, uint8 (N, 28, 28), have the form of MNIST's, as bool (N,).
-
-    Such images are 20 pixels high or wide, and their centre of mass is within half a pixel of 14. This holds
-    for 99.7 % of MNIST's training images, and for none of Fashion-MNIST's.
-    """
-    sums = torch.stack([images.sum(dim=1), images.sum(dim=2)]).double()  # of columns and rows, (2, N, 28)
-    centres = sums @ torch.arange(SIDE, dtype=torch.float64) / sums.sum(dim=2)
-    longest = (sums > 0).sum(dim=2).amax(dim=0)
-    return ((centres - 14).abs() <= 0.5).all(dim=0) & (longest == 20)
+        check_test(dataset, classes, test)
+    return test

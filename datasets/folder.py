@@ -10,8 +10,7 @@ from torch import Tensor
 
 from datasets.mnist import Images, split_holdout
 from pictures import ENOUGH, SIDE, fit_to_28x28, read
-from runtime.errors import UserError
-from runtime.files import warn
+from runtime.errors import UserError, warn
 
 # The usual names of a data set's parts, in lower case: training, test and validation set.
 PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}

@@ -1,4 +1,4 @@
-"""MNIST, from the four archives in data/mnist, and data sets of its form, which torchvision downloads."""
+"""MNIST, from the four archives in data/mnist; and how images are held out."""
 
 import gzip
 import hashlib
@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import TORCHVISION
 from runtime.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "data" / "mnist"
@@ -23,13 +22,14 @@ Images = tuple[Tensor, Tensor]  # uint8 (N, 28, 28), and their labels, int64 (N,
 
 def read_archive(name: str) -> bytearray:
     """Verify the checksum of MNIST's archive ``name``, and return its decompressed content."""
-    path = FOLDER / name
+    path, problem = FOLDER / name, "its SHA-256 is wrong"
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}): git checkout data") from None
+        content, problem = b"", str(error.strerror)
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise UserError(f"{path} is damaged (its SHA-256 is wrong): git checkout data")
+        solution = "git checkout data/mnist, or copy the folder from another copy of the project"
+        raise UserError(f"{path} is missing or damaged ({problem}): {solution}")
     return bytearray(gzip.decompress(content))
 
 
@@ -40,36 +40,6 @@ def load_mnist(train: bool) -> Images:
     images = torch.frombuffer(read_archive(f"{part}-images-idx3-ubyte.gz"), dtype=torch.uint8, offset=16)
     labels = torch.frombuffer(read_archive(f"{part}-labels-idx1-ubyte.gz"), dtype=torch.uint8, offset=8)
     return images.view(-1, SIDE, SIDE), labels.long()
-
-
-def load_torchvision(name: str, data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
-    """Read a data set with torchvision, which downloads it to ``data_path`` if it isn't there.
-
-    Returns images and labels, and the names of the classes. If the download fails, the error says which
-    files to fetch by hand.
-    """
-    from torchvision import datasets  # takes seconds
-
-    source = getattr(datasets, TORCHVISION[name])
-    raw = Path(data_path, source.__name__, "raw")
-    try:
-        dataset = source(data_path, train=train, download=True)
-        images, labels, classes = dataset.data, dataset.targets, tuple(dataset.classes)
-        if images.shape != (len(labels), SIDE, SIDE):
-            raise ValueError(f"its images have the shape {tuple(images.shape)}")
-        if labels.max() >= len(classes):
-            raise ValueError("it has a label beyond its classes")
-    except Exception as error:  # torchvision's readers and urllib have no common error
-        if isinstance(error, OSError) and error.filename is not None:
-            raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        missing = [file for file, _ in source.resources if not (raw / file.removesuffix(".gz")).exists()]
-        if missing:
-            solution = f"fetch {', '.join(missing)} from {source.mirrors[0]} and gunzip them into {raw}"
-            raise UserError(f"{name} can't be downloaded ({reason}): {solution}") from None
-        files = raw / ("train-*" if train else "t10k-*")
-        raise UserError(f"{files} are damaged ({reason}): delete them, to download them again") from None
-    return (images, labels), classes
 
 
 def split_holdout(labels: Tensor, count: int) -> tuple[Tensor, Tensor]:

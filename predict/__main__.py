@@ -20,7 +20,7 @@ from datasets import MNIST, Dataset
 from pictures import ENOUGH, LONGEST_SIDE, SIDE, Floats, border, fit_to_28x28, read, round_half_up, to_bytes
 from predict.components import Box
 from predict.prepare import Digit, read_digits
-from runtime.arguments import Parser, folder
+from runtime.arguments import Parser
 from runtime.errors import UsageError, UserError, printable, run_command
 from runtime.files import replace_file
 from trained import Trained, load_trained
@@ -181,22 +181,22 @@ def answer_all(
     return 0 if answered == len(files) else 1
 
 
-def parse_arguments() -> tuple[object, ...]:
-    """Read the command line: the arguments of ``main``."""
+def main() -> int:
+    """Read the command line, and answer it; return the exit status."""
     parser = Parser("python -m predict", "Predict each picture's class: a digit, with the included weights.")
-    help = "picture of a digit, a number or a thing, in any size, colours and format that Pillow opens; "
-    help += "or a folder of pictures; -: standard input"
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=help)
-    parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
-    parser.add_argument(
-        "--json", action="store_true", help="print a JSON array, one object for each picture that can be read"
+    images_help = (
+        "picture of a digit, a number or a thing, in any size, colours and format that Pillow opens; "
     )
-    help = "new or empty folder for a PNG of each picture: what the network was shown, and its answers"
-    parser.add_argument("--save", type=folder, metavar="DIR", help=help)
-    return parser.values()
+    images_help += "or a folder of pictures; -: standard input"
+    json_help = "print a JSON array, one object for each picture that can be read"
+    save_help = "new or empty folder for a PNG of each picture: what the network was shown, and its answers"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=images_help)
+    parser.add_argument("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
+    parser.add_argument("--json", action="store_true", help=json_help)
+    parser.add_argument("--save", metavar="DIR", help=save_help)
+    args = parser.parse_args()
+    return answer_all(args.images, args.weights, args.json, args.save and Path(args.save))
 
-
-main = answer_all
 
 if __name__ == "__main__":
-    run_command("predict", parse_arguments, "predict.__main__")
+    run_command(main)

@@ -1,6 +1,5 @@
 """Faster training on a CPU. ``Net`` is plain PyTorch; ``main.py`` calls ``speed_up`` on a CPU."""
 
-import copy
 import ctypes
 import math
 import sys
@@ -14,7 +13,10 @@ CACHE_LINE_FLOATS = 16  # float32 numbers in 64 bytes
 
 
 def speed_up(model: nn.Module) -> nn.Module:
-    """Make ``model`` train faster on a CPU, in place, and return it. Names and values of parameters stay.
+    """Make ``model`` train faster on a CPU in float32, in place, and return it.
+
+    This is for ``train.py``. All else, such as ``torch.compile`` or autocast, is for the plain ``Net``. Names
+    and values of parameters stay.
 
     - Its weights, and so its activations, are stored with their channels last.
     - Each ``nn.Dropout``, and each ``nn.BatchNorm2d`` of fewer than 16 channels, becomes the faster class of
@@ -28,36 +30,11 @@ def speed_up(model: nn.Module) -> nn.Module:
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: return nothing
     for module in model.modules():
         # Another class for the same object: parameters, buffers and hooks stay as they are.
-        if type(module) is nn.Dropout:
+        if type(module) is nn.Dropout and 0 < module.p < 1:
             module.__class__ = Dropout
         elif type(module) is nn.BatchNorm2d and module.num_features < CACHE_LINE_FLOATS:
             module.__class__ = BatchNorm2d
     return model.to(memory_format=torch.channels_last)
-
-
-def is_fast_case(module: nn.Module, x: Tensor) -> bool:
-    """Tell if ``module`` trains in float32 on a CPU, without autocast, compilation and tracing."""
-    return (
-        module.training
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and type(x) is Tensor  # torch.fx passes a Proxy
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and x.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
-    )
-
-
-def as_class(module: nn.Module, kind: type[nn.Module]) -> nn.Module:
-    """Return a shallow copy of ``module`` with the class ``kind``.
-
-    ``torch.jit.script`` can't compile the classes of this file. It calls ``__prepare_scriptable__``, which
-    returns such a copy with the class of PyTorch.
-    """
-    result = copy.copy(module)
-    result.__class__ = kind
-    return result
 
 
 class Dropout(nn.Dropout):
@@ -68,17 +45,13 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop elements of ``input``, of any shape, and scale the others by 1 / (1 - p)."""
-        if is_fast_case(self, input) and 0 < self.p < 1:
-            mask = torch.full_like(input, 1 / (1 - self.p))
-            dropped = draw_positions(input.numel(), self.p)
-            flat = mask.as_strided((input.numel(),), (1,))  # view(-1) fails with channels last
-            flat.index_fill_(0, dropped, 0)
-            return input * mask
-        return super().forward(input)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        return as_class(self, nn.Dropout)
+        """In training, drop elements of ``input``, of any shape, and scale the others by 1 / (1 - p)."""
+        if not self.training:
+            return input
+        mask = torch.full_like(input, 1 / (1 - self.p))
+        flat = mask.as_strided((input.numel(),), (1,))  # view(-1) fails with channels last
+        flat.index_fill_(0, draw_positions(input.numel(), self.p), 0)
+        return input * mask
 
 
 def draw_positions(count: int, p: float) -> Tensor:
@@ -103,42 +76,29 @@ class BatchNorm2d(nn.BatchNorm2d):
     PyTorch's functions a matrix (N·H, W·C), with W columns for each channel. Then it combines their sums.
     """
 
+    running_mean: Tensor  # not None, nor are the next three: they are nn.BatchNorm2d's defaults
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``input``, (N, C, H, W), and in training update the running statistics."""
-        count = input.numel() // self.num_features if is_fast_case(self, input) else 0
-        if (
-            count < 2  # not the fast case, or too few values for a variance
-            or not input.is_contiguous(memory_format=torch.channels_last)
-            or input.shape[1] != self.num_features
-            or not self.affine
-            or self.momentum is None
-            or self.running_mean is None
-            or self.running_var is None
-            or self.num_batches_tracked is None
-        ):
+        if not self.training:
             return super().forward(input)
         results: tuple[Tensor, ...] = NormalizeChannels.apply(input, self.weight, self.bias, self.eps)
         out, mean, variance = results
-        self.num_batches_tracked += 1
+        count = input.numel() // self.num_features
+        self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         return out
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        if isinstance(input, Tensor):  # and not a Proxy of torch.fx, which has no dimensions
-            super()._check_input_dim(input)
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        return as_class(self, nn.BatchNorm2d)
 
 
 class NormalizeChannels(torch.autograd.Function):
     """Batch norm in training (Ioffe and Szegedy, ICML 2015) for ``BatchNorm2d``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         """Return the normalised ``x``, (N, C, H, W), with the batch's means and variances, (C,)."""
         rows, width = as_rows(x), x.shape[3]
         # Means and biased variances of the columns, without running statistics.

@@ -2,8 +2,7 @@
 
 import torch
 
-from runtime.errors import UsageError
-from runtime.files import warn
+from runtime.errors import UsageError, warn
 
 
 def select_device(name: str) -> torch.device:
@@ -12,14 +11,13 @@ def select_device(name: str) -> torch.device:
     A device that is there but doesn't work, such as a GPU that this torch doesn't support, gives a warning.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    problem = ""
     for kind in [kind for kind in available if available[kind]] if name == "auto" else [name]:
         try:
             torch.zeros(1, device=kind).item()
             return torch.device(kind)
         except (RuntimeError, AssertionError, ImportError) as error:  # as this torch was built without it
-            reason = str(error).partition("\n")[0].partition(". ")[0][:200]
-            problem = f"{kind} can't be used here: {reason}"
-            if name == "auto":
-                warn(problem)
-    raise UsageError(f"argument --device: {problem}")
+            problem = f"{kind} can't be used here: " + str(error).partition("\n")[0].partition(". ")[0][:200]
+            if name != "auto":
+                raise UsageError(f"argument --device: {problem}; cpu always works") from None
+            warn(problem)
+    raise AssertionError("the CPU always works")

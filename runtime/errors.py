@@ -4,18 +4,15 @@ Any function of this project may raise ``UserError`` or ``OSError``. They end th
 stderr, without a traceback. Docstrings mention them only where they are not obvious.
 """
 
-import contextlib
-import errno
-import importlib
 import io
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
-
-REQUIRED = ("torch", "torchvision", "tqdm", "numpy", "PIL")  # of requirements.txt, or needed by these
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -43,61 +40,34 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def run_command(program: str, parse_args: Callable[[], tuple[object, ...]], module: str) -> NoReturn:
-    """Read the arguments, then import ``module`` and call its ``main`` with them; exit with what it returns.
+def warn(message: str) -> None:
+    """Print ``message`` as a warning on stderr."""
+    print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
-    Importing torch takes seconds. In this order, ``--help`` and wrong arguments are answered at once.
-    """
-    end_in_one_line(program)
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Call ``main``, the command's own function, and exit with the status that it returns."""
+    script = Path(sys.argv[0])
+    end_in_one_line(script.parent.name if script.stem == "__main__" else script.name)
     prepare_streams()
     try:
-        arguments = parse_args()
-        with signals_end_at_once(program):
-            command = importlib.import_module(module)
-        status: int | None = command.main(*arguments)
-    except ModuleNotFoundError as error:
-        if error.name not in REQUIRED:
-            raise
-        solution = "use .venv/bin/python, or pip install -r requirements.txt"
-        raise UserError(f"{error.name} is not installed for {sys.executable}: {solution}") from None
-    finally:
-        sys.stdout.flush()  # here, a failure to write still ends in one line
+        status: Any = main()
+    except SystemExit as end:  # after --help
+        status = end.code
+    sys.stdout.flush()  # here, a failure to write still ends in one line
     sys.exit(status)
 
 
-@contextlib.contextmanager
-def signals_end_at_once(program: str) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end ``program`` within their handler, with the usual line and exit status.
-
-    A handler that raises is not enough while torch is imported: torch's C code imports numpy, drops any
-    exception, and goes on without numpy, as if there had been no Ctrl-C.
-    """
-
-    def end(number: int, _frame: object) -> NoReturn:
-        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        os.write(2, f"{program}: stopped by {name}\n".encode())
-        os._exit(128 + number)
-
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 def prepare_streams() -> None:
-    """Make stdout and stderr take any text, and treat a closed one as other Unix commands do."""
-    if sys.stderr is None:  # else the next file that is opened would become stderr
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-        sys.stderr = open(2, "w")  # noqa: SIM115
-    if sys.stdout is None:
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF), "standard output")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not in a test that captures it
+    """Make stdout and stderr take any text, and replace a closed one: else the next file would become it.
+
+    Writing to a closed stdout fails; what a closed stderr gets is lost.
+    """
+    for number, name, mode in ((1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, mode), number)
+            setattr(sys, name, open(number, "w"))  # noqa: SIM115
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):  # not in a test that captures it
             stream.reconfigure(errors="backslashreplace")
 
 
@@ -105,7 +75,7 @@ def end_in_one_line(program: str) -> None:
     """From now on, end ``program`` in one line on stderr where the user can solve the problem.
 
     These are ``UserError``, ``OSError``, too little memory, Ctrl-C (exit status 130) and SIGTERM (143).
-    Every other exception keeps its traceback.
+    Every other exception keeps its traceback. With the environment variable TRACEBACK, all do.
     """
 
     def terminate(*_: object) -> NoReturn:
@@ -119,16 +89,18 @@ def end_in_one_line(program: str) -> None:
         elif isinstance(error, KeyboardInterrupt):
             status, name = (143, "SIGTERM") if isinstance(error, Terminated) else (130, "Ctrl-C")
             message = f"stopped by {name}" + (f": {message}" if message else "")
-        elif isinstance(error, MemoryError) or "out of memory" in message or "CPUAllocator" in message:
-            # torch's errors on CUDA and MPS, and on a CPU, by their text, as torch may not be imported.
+        elif isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and re.search("out of memory|CPUAllocator", message)
+        ):  # torch has a class for this on CUDA only
             message = "not enough memory; in training, try a smaller --batch-size"
         elif isinstance(error, OSError) and error.strerror:
-            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            message = f"{error.filename or 'standard output'}: {error.strerror}"
         elif not isinstance(error, OSError):
             return sys.__excepthook__(kind, error, traceback)
+        if os.environ.get("TRACEBACK"):
+            sys.__excepthook__(kind, error, traceback)
         try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
         except OSError:  # Python would flush again at exit, and print a traceback
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"{program}: {'' if status > 2 else 'error: '}{printable(message)}", file=sys.stderr)
