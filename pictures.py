@@ -7,6 +7,7 @@ import math
 import struct
 import warnings
 import zlib
+from functools import reduce
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,25 +21,16 @@ Floats = NDArray[np.float64]
 
 SIDE = 28  # pixels of an image that a network reads
 LONGEST_SIDE = 1000  # pixels of a picture; more only cost time, as few are left in the end
-ENOUGH = 8 * SIDE  # pixels on each side of a JPEG, for fit_to_28x28
 HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")  # bytes 4 to 11 of a file
-GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
 # What Pillow's decoders raise where a file is damaged. They have no common error. An AttributeError or a
 # NameError is none of them: it would be a bug, and keeps its traceback.
 DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
     *(RuntimeError, MemoryError, struct.error, zlib.error),
 )
-# How a picture of each EXIF orientation becomes upright.
-TRANSPOSES = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# How a picture becomes upright, by its EXIF orientation.
+TURNS = "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE"
+UPRIGHT = {orientation: Image.Transpose[turn] for orientation, turn in enumerate((*TURNS, "ROTATE_90"), 2)}
 
 
 def round_half_up(value: float) -> int:
@@ -54,6 +46,12 @@ def to_bytes(values: Floats) -> Bytes:
 def border(pixels: NDArray[Any]) -> NDArray[Any]:
     """Return the outermost of ``pixels``, (H, W, …), each once (if H or W is 1: twice), as (n, …)."""
     return np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+
+
+def distance(rgb: Floats, background: Floats) -> Floats:
+    """Return the largest difference over R, G, B, (H, W), of ``rgb`` to ``background``, (3,) or (H, W, 3)."""
+    channels = np.moveaxis(abs(rgb - background), 2, 0)
+    return reduce(np.maximum, channels)  # several times as fast as .max(axis=2)
 
 
 @functools.cache
@@ -101,8 +99,8 @@ def decode(picture: Image.Image) -> Image.Image:
     orientation = 1
     with contextlib.suppress(*DAMAGE):
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    if orientation in TRANSPOSES:
-        picture = picture.transpose(TRANSPOSES[orientation])
+    if orientation in UPRIGHT:
+        picture = picture.transpose(UPRIGHT[orientation])
     if picture.mode.startswith(("I", "F")):  # more than 8 bits
         return picture
     return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
@@ -130,17 +128,3 @@ def colors(picture: Image.Image) -> Floats:
     opaque = (rgb * alpha).sum(axis=(0, 1)) / max(alpha.sum(), 1e-9)
     ground = 1.0 if (1 - opaque).max() >= opaque.max() else 0.0
     return np.asarray(rgb * alpha + ground * (1 - alpha))
-
-
-def fit_to_28x28(rgb: Floats) -> Bytes:
-    """Scale a whole picture, ``rgb`` (H, W, 3), to a grey image, uint8 (28, 28), with its aspect ratio kept.
-
-    Its longer side becomes 28 pixels, by Pillow's bicubic filter. It is centred, and the padding has the
-    median of its border. A grey picture of 28×28 pixels stays as it is.
-    """
-    values = to_bytes(rgb @ GREY)
-    grey, scale = Image.fromarray(values), SIDE / max(values.shape)
-    width, height = (max(1, round_half_up(side * scale)) for side in grey.size)
-    image = Image.new("L", (SIDE, SIDE), int(np.median(border(values))))
-    image.paste(grey.resize((width, height)), ((SIDE - width) // 2, (SIDE - height) // 2))
-    return np.array(image)

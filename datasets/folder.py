@@ -6,16 +6,33 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from datasets.mnist import Images, split_holdout
-from pictures import ENOUGH, SIDE, fit_to_28x28, read
+from pictures import SIDE, Bytes, Floats, border, read, round_half_up, to_bytes
 from runtime.errors import UserError, warn
 
+ENOUGH = 8 * SIDE  # pixels on each side of a JPEG, for fit_to_28x28
+GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
 # The usual names of a data set's parts, in lower case: training, test and validation set.
 PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
 # Hidden files, and what Windows, macOS and file servers add to a folder.
 IGNORED = re.compile(r"\.|(thumbs\.db|desktop\.ini|__macosx|@eadir)$", re.IGNORECASE)
+
+
+def fit_to_28x28(rgb: Floats) -> Bytes:
+    """Scale a whole picture, ``rgb`` (H, W, 3), to a grey image, uint8 (28, 28), with its aspect ratio kept.
+
+    Its longer side becomes 28 pixels, by Pillow's bicubic filter. It is centred, and the padding has the
+    median of its border. A grey picture of 28×28 pixels stays as it is.
+    """
+    values = to_bytes(rgb @ GREY)
+    grey, scale = Image.fromarray(values), SIDE / max(values.shape)
+    width, height = (max(1, round_half_up(side * scale)) for side in grey.size)
+    image = Image.new("L", (SIDE, SIDE), int(np.median(border(values))))
+    image.paste(grey.resize((width, height)), ((SIDE - width) // 2, (SIDE - height) // 2))
+    return np.array(image)
 
 
 def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:

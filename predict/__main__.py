@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from config import WEIGHTS_HELP
 from datasets import MNIST, Dataset
-from pictures import ENOUGH, LONGEST_SIDE, SIDE, Floats, border, fit_to_28x28, read, round_half_up, to_bytes
+from datasets.folder import ENOUGH, fit_to_28x28
+from pictures import LONGEST_SIDE, SIDE, Floats, border, read, round_half_up, to_bytes
 from predict.components import Box
 from predict.prepare import Digit, read_digits
 from runtime.arguments import Parser
@@ -195,7 +196,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help=json_help)
     parser.add_argument("--save", metavar="DIR", help=save_help)
     args = parser.parse_args()
-    return answer_all(args.images, args.weights, args.json, args.save and Path(args.save))
+    return answer_all(args.images, args.weights, args.json, Path(args.save) if args.save else None)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 from pictures import SIDE, Bytes, Floats, round_half_up, to_bytes
 from predict.components import Box
 from predict.ink import find_ink
+from predict.paper import crop_to_sheet
 from predict.segment import STRONG, find_digits
 
 SPECKS = 0.01  # share of the strong ink that may be outside the digit's box, on each side
@@ -66,12 +67,13 @@ def read_digits(rgb: Floats, scale: float = 1) -> list[list[Digit]]:
 
     The file's picture has ``scale`` times as many pixels on each side.
     """
-    ink = find_ink(rgb)
-    scale *= rgb.shape[0] / ink.shape[0]  # less if a small picture was enlarged
+    paper, sheet, box = crop_to_sheet(rgb)
+    ink = find_ink(paper, sheet)
+    enlarged = ink.shape[0] / paper.shape[0]  # more than 1 if a small picture was enlarged
 
     def read(outer: Box, part: Floats) -> Digit:
         left, top, right, bottom = inner = crop(part)
-        corners = (scale * (outer[i % 2] + side) for i, side in enumerate(inner))
+        corners = (scale * (box[i % 2] + (outer[i % 2] + side) / enlarged) for i, side in enumerate(inner))
         return Digit(Box(*map(round_half_up, corners)), centre(part[top:bottom, left:right]))
 
     return [[read(outer, part) for outer, part in line] for line in find_digits(ink)]

@@ -1,61 +1,22 @@
-"""Find the digits in a picture's ink: steps 7 and 8 in docs/predict.md."""
-
-import math
+"""Find the digits in a picture's ink: step 9 in docs/predict.md."""
 
 import numpy as np
 
-from pictures import Floats, border, round_half_up
+from pictures import Floats, round_half_up
 from predict.components import Box, Integers, Mask, dilate, label, measure
+from predict.ink import MOST, erase
 
 STRONG = 0.35  # ink that belongs to a component
-STRIP = 0.1  # width of the strip along the border, as a share of the shorter side
-INSIDE = 0.8  # a component with this share of its pixels in the strip is a scrap
-LIGHT = 0.3  # so is one that touches the border and has less than this share of the largest one's pixels
-AROUND = 4  # a frame's largest height, divided by that of a component inside it
-THIN = 0.12  # a frame's largest number of pixels, divided by height · (width + height)
-SEVERAL = 40  # pixels on the longer side: smaller ink, enlarged or not, is one digit
-MOST = 100  # more pieces are no digits
+SEVERAL = 28  # pixels on the longer side: smaller ink, enlarged or not, is one digit
 BRIDGED = 0.04  # gap in a stroke that is bridged on each side, as a share of the typical height
 SPECK = 0.15  # smallest piece, as a share of the typical height
 SHORTEST, TALLEST = 0.5, 2.0  # a digit's height, as a multiple of the typical height
 FAINT = 0.2  # a digit's smallest number of pixels, as a share of the mean
-BESIDE = 0.6  # share of the taller digit's rows that the other of two digits must have, too
-
-
-def isolate(ink: Floats, own: Mask) -> Floats:
-    """Return ``ink`` (H, W) with 0 where other strong ink than the component ``own`` is, and beside it."""
-    others = (ink >= STRONG) & ~own
-    return np.where(dilate(others, 1) & ~own, 0, ink)
-
-
-def find_frames(labels: Integers, kept: Mask) -> list[int]:
-    """Return the numbers of the components of ``labels`` (H, W) that are frames around ones ``kept`` (n,)."""
-    boxes, areas, typical = measure(labels)
-    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
-    thin = areas <= THIN * heights * (widths + heights)
-    inside = np.flatnonzero(kept & (AROUND * heights >= typical))
-    frames = []
-    for i in inside if len(inside) <= MOST else ():
-        x, y = (boxes[i, :2] + boxes[i, 2:]) // 2
-        sides = labels[y, :x], labels[y, x:], labels[:y, x], labels[y:, x]
-        for number in set.intersection(*map(set, sides)) - {0}:
-            if thin[number - 1] and heights[i] < heights[number - 1] <= AROUND * heights[i]:
-                frames.append(int(number))
-    return frames
-
-
-def drop_scraps(ink: Floats) -> Floats:
-    """Erase scraps and frames, which are components of ``ink`` (H, W) but no digits: step 7."""
-    labels = label(ink >= STRONG)
-    strip = math.ceil(STRIP * min(ink.shape))
-    areas = np.bincount(labels.ravel())
-    inner = np.bincount(labels[strip:-strip, strip:-strip].ravel(), minlength=len(areas))
-    touching = np.isin(np.arange(len(areas)), border(labels))
-    largest = areas[1:][~touching[1:]].max(initial=0)
-    kept = ~touching | ((areas - inner < INSIDE * areas) & (areas >= LIGHT * largest))
-    kept[0] = False  # the background
-    kept[find_frames(labels, kept[1:])] = False
-    return isolate(ink, kept[labels]) if 0 < kept.sum() < len(kept) - 1 else ink
+BESIDE, SMALL, BESIDE_SMALL = (
+    0.6,
+    40,
+    0.85,
+)  # share of the taller digit's rows that the other of two digits must have, too
 
 
 def overlap(a: Box, b: Box, axis: int) -> tuple[int, int]:
@@ -100,24 +61,25 @@ def find_pieces(strong: Mask) -> Integers:
 
 
 def find_digits(ink: Floats) -> list[list[tuple[Box, Floats]]]:
-    """Return the digits in ``ink`` (H, W), line by line: a box around each, and the ink in it: steps 7 and 8.
+    """Return the digits in ``ink`` (H, W), line by line: a box around each, and the ink in it.
 
     If there are fewer than two, the only box is the whole picture.
     """
-    ink = drop_scraps(ink)
     labels = find_pieces(ink >= STRONG)
     boxes, areas, height = measure(labels)
     heights = boxes[:, 3] - boxes[:, 1]
     fits = (heights >= SHORTEST * height) & (heights <= TALLEST * height) & (areas >= FAINT * areas.mean())
     tops, bottoms = boxes[fits, 1], boxes[fits, 3]
-    broken = len(tops) == 2 and bottoms.min() - tops.max() < BESIDE * (bottoms - tops).max()
+    beside = BESIDE_SMALL if max(ink.shape) < SMALL else BESIDE
+    broken = len(tops) == 2 and bottoms.min() - tops.max() < beside * (bottoms - tops).max()
     if broken or len(tops) < 2:
         return [[(Box(0, 0, ink.shape[1], ink.shape[0]), ink)]]
     lines: list[list[tuple[Box, Floats]]] = []
     for i in sorted(np.flatnonzero(fits), key=lambda i: int(boxes[i, 0])):  # from left to right
         box = Box(*boxes[i].tolist())
         part = slice(box.top, box.bottom), slice(box.left, box.right)
-        digit = box, isolate(ink[part], labels[part] == i + 1)
+        own = labels[part] == i + 1
+        digit = box, erase(ink[part], (ink[part] >= STRONG) & ~own, own)
         for line in lines:
             rows, lower = overlap(line[-1][0], box, 1)
             if 2 * rows >= lower:

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from datasets import MEAN, STD, load_mnist
+from datasets import MNIST, load_mnist
 from model import Net
 from pictures import Floats, colors, decode, read
 from predict.ink import find_ink
@@ -53,7 +53,7 @@ def ten(test_set: Set) -> Bytes:
 @torch.inference_mode()
 def predictions(net: Net, digits: list[Bytes]) -> list[int]:
     images = torch.from_numpy(np.stack(digits)).unsqueeze(1) / 255
-    labels: list[int] = net((images - MEAN) / STD).argmax(dim=1).tolist()
+    labels: list[int] = net((images - MNIST.mean) / MNIST.std).argmax(dim=1).tolist()
     return labels
 
 

@@ -15,7 +15,7 @@ from browser import CHROMIUM, DIGITS, DRIVER, draw, press, settle, start_browser
 from draw_digits import draw_page, pens
 from PIL import Image
 
-from datasets import MEAN, STD, load_mnist
+from datasets import MNIST, load_mnist
 from export import web
 from pictures import colors, decode
 from predict import __main__ as command
@@ -99,7 +99,7 @@ def test_network_is_pytorchs(page: Any) -> None:
     images = load_mnist(train=False)[0][:500]
     model = load_trained(WEIGHTS).model
     with torch.inference_mode():
-        expected = model((images[:, None] / 255 - MEAN) / STD)
+        expected = model((images[:, None] / 255 - MNIST.mean) / MNIST.std)
     script = "return arguments[0].map((picture) => Array.from(network(picture)))"
     batches = [page.execute_script(script, batch.flatten(1).tolist()) for batch in torch.split(images, 100)]
     found = torch.tensor([row for batch in batches for row in batch])
