@@ -40,7 +40,7 @@ def round_half_up(value: float) -> int:
 
 def to_bytes(values: Floats) -> Bytes:
     """Scale ``values`` in [0, 1] to [0, 255], and round them half up."""
-    return np.floor(values * 255 + 0.5).astype(np.uint8)
+    return (values * 255 + 0.5).astype(np.uint8)  # which cuts off, and so rounds down
 
 
 def border(pixels: NDArray[Any]) -> NDArray[Any]:

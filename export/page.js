@@ -286,7 +286,7 @@ function prepare(drawing, side) {
 
 const SIDE = 200;     // pixels of the drawing that is read; the one that is shown has the screen's
 const PEN = 0.075;    // the pen's width; this and all positions are shares of the drawing area's side
-const UNSURE = 0.85, HEAVY = 102;  // unsure: a lower probability, a higher mean of the picture, as for predict
+const UNSURE = 0.85, SOLID = 0.65;  // unsure: a lower probability, more ink in the box around it, as for predict
 const NUDGE = 0.025;  // how far an arrow key moves the pen
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -340,6 +340,12 @@ function showDrawing() {
   screen.stroke();
 }
 
+/** Tell whether strong ink fills the box around it in a digit's picture, 28 × 28, and isn't a narrow stroke. */
+function isSolid(picture) {
+  const [{ left, top, right, bottom, area }] = measure(picture.map((value) => value > 127), 28);
+  return 2 * (right - left) > bottom - top && area > SOLID * (right - left) * (bottom - top);
+}
+
 /** Show what the network sees of each digit, line by line, the number, and the probabilities of the least sure. */
 function showReading(lines) {
   const pictures = lines.flat(), width = 28 * Math.max(1, pictures.length), image = new ImageData(width, 28);
@@ -353,7 +359,7 @@ function showReading(lines) {
   const found = lines.map((line) => line.map((picture) => network(picture).map(Math.exp)));
   const best = (shares) => shares.indexOf(largest(shares));
   const number = found.map((line) => line.map(best).join("")).join(" ");
-  const isUnsure = (shares, i) => largest(shares) < UNSURE || sum(pictures[i]) > HEAVY * pictures[i].length;
+  const isUnsure = (shares, i) => largest(shares) < UNSURE || isSolid(pictures[i]);
   const digits = found.flat().map((shares, i) => ({ shares, unsure: isUnsure(shares, i) }));
   digits.sort((a, b) => b.unsure - a.unsure || largest(a.shares) - largest(b.shares));
   const least = digits[0]?.shares;

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from config import WEIGHTS_HELP
 from datasets import MNIST, Dataset
 from datasets.folder import ENOUGH, fit_to_28x28
-from pictures import LONGEST_SIDE, SIDE, Floats, border, read, round_half_up, to_bytes
+from pictures import LONGEST_SIDE, SIDE, Bytes, Floats, border, read, round_half_up, to_bytes
 from predict.components import Box
 from predict.prepare import Digit, read_digits
 from runtime.arguments import Parser
@@ -26,7 +26,9 @@ from runtime.errors import UsageError, UserError, printable, run_command
 from runtime.files import replace_file
 from trained import Trained, load_trained
 
-UNSURE, HEAVY = 0.85, 102  # unsure: a lower confidence, or a higher mean of the image; see docs/predict.md
+# A digit is unsure if its confidence is lower than the first, if its ink fills more of its box than the
+# second, as a blot does, or if another digit of the number is taller by more than the third, a factor.
+UNSURE, SOLID, UNEVEN = 0.85, 0.65, 1.8
 MANY = 20  # pictures; from here on, there is a progress bar
 HEIGHT, CELL, LINE = 448, 4 * SIDE, 14  # pixels: --save's picture, an enlarged image, the text below
 
@@ -97,16 +99,25 @@ def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Di
     return rgb, scale, [[Digit(Box(0, 0, width, height), image)]]
 
 
+def is_solid(image: Bytes) -> bool:
+    """Tell whether strong ink fills the box around it in ``image`` (28, 28), and isn't a narrow stroke."""
+    strong = image > 127
+    height, width = (np.ptp(np.flatnonzero(strong.any(axis=axis))) + 1 for axis in (1, 0))
+    return bool(2 * width > height and strong.sum() > SOLID * width * height)
+
+
 def predict(trained: Trained, lines: list[list[Digit]]) -> tuple[Answer, list[Answer]]:
     """Return the answer of ``trained`` to a picture with ``lines`` of digits, and to each digit."""
     digits = list(chain(*lines))
     classes: Sequence[int | str] = range(10) if trained.dataset == MNIST else trained.dataset.classes
     log_probs = trained.log_probs(torch.from_numpy(np.stack([digit.image for digit in digits])))
     confidences, labels = (values.tolist() for values in log_probs.exp().topk(2))
+    tallest = max(digit.box.bottom - digit.box.top for digit in digits)
     answers = []
     for digit, (first, second), (best, next_best) in zip(digits, confidences, labels, strict=True):
-        # A confidence that is NaN is unsure too.
-        unsure = not first >= UNSURE or (trained.dataset.digit_like and bool(digit.image.mean() > HEAVY))
+        uneven = tallest > UNEVEN * (digit.box.bottom - digit.box.top)
+        unsure = uneven or (trained.dataset.digit_like and is_solid(digit.image))
+        unsure = unsure or not first >= UNSURE  # NaN is unsure, too
         answers.append(Answer(classes[best], first, classes[next_best], second, unsure, digit.box))
     if len(answers) == 1:
         return answers[0], answers

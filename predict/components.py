@@ -62,6 +62,9 @@ def measure(labels: Integers) -> tuple[Integers, Integers, int]:
 def dilate(mask: Mask, reach: int) -> Mask:
     """Return where ``mask`` (H, W) is True within ``reach`` rows and columns."""
     for _ in range(2):  # along the columns, then along the rows
-        sums = np.cumsum(np.pad(mask, ((reach + 1, reach), (0, 0))), axis=0, dtype=np.int32)
-        mask = (sums[2 * reach + 1 :] > sums[: -2 * reach - 1]).T
+        mask, width = np.pad(mask, ((reach, reach), (0, 0))), 1
+        while width <= 2 * reach:  # each row is that many rows in one
+            step = min(width, 2 * reach + 1 - width)
+            mask, width = mask[:-step] | mask[step:], width + step
+        mask = mask.T
     return mask

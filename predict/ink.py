@@ -12,7 +12,7 @@ from runtime.errors import UserError
 
 MIN_CONTRAST = 0.1  # of the way from black to white
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
-UNEVEN, FRAMED = 0.15, 0.9  # the background varies if more of the border than the first is ink; a frame
+UNEVEN, FRAMED = 0.3, 0.9  # the background varies if more of the border than the first is ink; a frame
 WINDOW = 21  # pixels of a reduced picture: the window of the median
 ENLARGE = 4  # times, a picture smaller than MNIST's
 STRIP = 0.1  # width of the strip along the sheet's edge, as a share of the shorter side

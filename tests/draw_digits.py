@@ -160,14 +160,17 @@ def draw_sheet(seed: int, ink: Floats, kind: str) -> Image.Image:
     rng = np.random.default_rng(seed)
     sheet, digit = int(rng.uniform(180, 320)), int(rng.uniform(90, 150))
     paper, pen, desk = rng.uniform(200, 255), rng.uniform(10, 80), rng.uniform(30, 110)
-    left, top = (int(sheet * rng.uniform(0.2, 0.6)) for _ in range(2))
-    right, bottom = (left, top) if kind in ("desk", "turned") else (0, 0)
+    around = rng.uniform(0.2, 0.6, (2, 2)) * sheet  # above, below, left and right of the sheet
+    if kind == "corner":
+        around[:, rng.integers(2)] = 0
+    elif kind == "side":
+        around.flat[np.arange(4) != rng.integers(4)] = 0
     grey = np.full((sheet, sheet), paper)
     scaled = Image.fromarray((ink * 255).astype(np.uint8)).resize((digit, digit), Image.Resampling.BICUBIC)
     start = int((sheet - digit) * rng.uniform(0.3, 0.7))
     grey[start : start + digit, start : start + digit] += np.asarray(scaled) / 255 * (pen - paper)
-    around = (0 if kind == "side" else top, bottom), (left, right)
-    values, covered = np.pad(grey, around, constant_values=paper), np.pad(np.ones_like(grey), around)
+    widths = around.astype(int)
+    values, covered = np.pad(grey, widths, constant_values=paper), np.pad(np.ones_like(grey), widths)
     if kind == "turned":
         angle = float(rng.choice([-1, 1]) * rng.uniform(3, 10))
         values, covered = (
@@ -175,7 +178,7 @@ def draw_sheet(seed: int, ink: Floats, kind: str) -> Image.Image:
             for each in (values, covered)
         )
     values = desk + covered * (values - desk) + rng.normal(0, rng.uniform(1, 6), values.shape)
-    return picture(np.rot90(values, rng.integers(4)) if kind == "side" else values)
+    return picture(values)
 
 
 def draw_cutout(seed: int, ink: Floats, paper: int) -> Image.Image:

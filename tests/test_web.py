@@ -206,7 +206,7 @@ def test_a_number_and_what_is_unsure(page: Any) -> None:
 
 @pytest.mark.slow
 def test_unsure_is_what_predict_calls_so(page: Any) -> None:
-    assert page.execute_script("return [UNSURE, HEAVY]") == [command.UNSURE, command.HEAVY]
+    assert page.execute_script("return [UNSURE, SOLID]") == [command.UNSURE, command.SOLID]
 
 
 @pytest.mark.slow
