@@ -33,7 +33,7 @@ def answer(picture: Image.Image) -> Answer:
 
 @pytest.mark.parametrize("kind", DRAWN)
 def test_digits_on_a_sheet_are_read(kind: str) -> None:
-    """Over 600 seeds of each kind, 97 to 100 % are right; here, three of twelve may be wrong, but not sure."""
+    """Nearly all are right; three of twelve may be wrong, and one of these sure."""
     images, labels = load_mnist(train=False)
     answers = [answer(DRAWN[kind](seed, images[seed].numpy() / 255)) for seed in range(EACH)]
     wrong = [each for each, label in zip(answers, labels.tolist(), strict=False) if each.prediction != label]
