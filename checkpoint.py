@@ -1,4 +1,4 @@
-"""The files of a run, both ways: what ``save_…`` writes, ``load_…`` reads."""
+"""Save and load the files of a run: last.pt, best.pt and metrics.csv."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ class EpochMetrics:
 
     epoch: int  # from 1
     lr: float  # at the start of the epoch
-    train_loss: float  # of the images as trained on: augmented, with dropout, each before its step
+    train_loss: float  # mean over the augmented images, with dropout, each before its step
     train_accuracy: float
     split: str  # what was evaluated: "test", or "holdout", training images that were held out
     eval_loss: float
@@ -47,7 +47,7 @@ class EpochMetrics:
 
 @dataclass
 class Run:
-    """A run: its settings, its data and its results so far."""
+    """A run: its settings, the description of its data, and its results so far."""
 
     folder: Path
     config: Config
@@ -55,7 +55,7 @@ class Run:
     device: str
     versions: dict[str, str]
     metrics: list[EpochMetrics] = field(default_factory=list)
-    model: dict[str, Any] | None = None  # weights of the best epoch
+    best_weights: dict[str, Any] | None = None  # state dict of the best epoch; of the running average, if any
 
     @property
     def epoch(self) -> int:
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def reached(self) -> bool:
-        """Whether the last epoch reached the target accuracy."""
+        """Whether the last epoch reached the target accuracy. No earlier one did: training stops then."""
         target = self.config.target_accuracy
         return bool(target and self.metrics and self.metrics[-1].eval_accuracy >= target)
 
@@ -109,7 +109,7 @@ def resume_settings(config: Config, options: Options) -> tuple[Config, Options]:
 def open_run(
     config: Config, options: Options, dataset: Dataset, device: torch.device, parts: Mapping[str, Any]
 ) -> Iterator[Run]:
-    """Open a new run, or the one to resume, whose folder no other process can open meanwhile.
+    """Open a new run, or the one to resume, and lock its folder against other processes.
 
     ``parts`` are the network and all else that training changes. Resuming restores their states.
     """
@@ -123,32 +123,37 @@ def open_run(
         except OSError as error:
             solution = "name a folder for the results by --output-dir"
             raise UserError(f"{error.filename}: {error.strerror}: {solution}") from None
-        # A killed start leaves hidden files only. Others must be neither changed nor removed, even by locked.
+        # Before anything is written. A run that was killed at its start has left hidden files at most.
         if not options.resume and any(path.name[0] != "." for path in folder.iterdir()):
             raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
         stack.enter_context(locked(folder))
         if options.resume:
-            run = load_run(folder / "last.pt", parts)
-            if dataset != replace(run.dataset, path=dataset.path):
+            run = load_run(folder / "last.pt")
+            if dataset != replace(run.dataset, path=dataset.path):  # it has hashes of the images
                 raise UserError(f"--data-path {dataset.path}: not the data that {folder} was trained on")
+            load_run(folder / "last.pt", parts)  # last, as the states don't fit with other classes
             run.dataset, run.device, run.versions = dataset, str(device), versions()
         else:
             run = Run(folder, config, dataset, str(device), versions())
-        save_run(run, parts)
+        save_run(run, parts)  # now, so that a folder that can't be written fails before the training
         try:
             yield run
         except KeyboardInterrupt as stop:
+            if options.dry_run:
+                raise
             command = f"python main.py --resume {shlex.quote(str(folder))}"
-            # Keep the class: SIGTERM raises a subclass of KeyboardInterrupt.
-            raise stop if options.dry_run else type(stop)(f"to continue: {command}") from None
+            raise type(stop)(f"to continue: {command}") from None  # the class tells Ctrl-C from SIGTERM
 
 
 def save_run(run: Run, parts: Mapping[str, Any]) -> None:
-    """Write last.pt, from which a run is resumed, and then best.pt and metrics.csv, which follow from it."""
+    """Write last.pt, which --resume reads; then best.pt, the same without ``parts``; then metrics.csv.
+
+    A kill between them loses nothing: --resume writes all three again.
+    """
     content = {"format": FORMAT} | {name: value for name, value in asdict(run).items() if name != "folder"}
     training = {name: part.state_dict() for name, part in parts.items()}
     save_tensors(run.folder / "last.pt", content | {"training": training})
-    if run.model is not None:
+    if run.best_weights is not None:
         save_tensors(run.folder / "best.pt", content)
     try:
         write_table(run.folder / "metrics.csv", content["metrics"])
@@ -201,21 +206,18 @@ def load_tensors(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(io.BytesIO(file)) as archive:
                 # torch.save doesn't compress; a small compressed file could fill the memory.
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise UserError(f"{path} is compressed, and torch.save writes no such file")
+                    raise UserError("it is compressed, and torch.save writes no such file")
                 if damaged := archive.testzip():  # torch ignores the checksums
-                    raise UserError(f"{path} is damaged: {damaged} in it has changed since it was written")
+                    raise UserError(f"damaged: {damaged} in it has changed since it was written")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch comments on foreign formats, then refuses them
+            warnings.simplefilter("ignore")  # torch warns of unknown formats, then raises an error
             content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-            raise UserError(f"{path} holds no dictionary of names")
+            raise UserError("it holds no dictionary of names")
     except pickle.UnpicklingError:
         problem = "damaged, or more than tensors and plain values, such as a whole pickled model"
-        raise UserError(f"{path} is refused: {problem}") from None
-    except UserError:
-        raise
-    except (
-        Exception
-    ):  # damaged bytes can cause any error in zipfile and torch, whose texts tell a user nothing
-        raise UserError(f"{path} is damaged, or no file that torch.save wrote") from None
+        raise UserError(f"{path}: {problem}") from None
+    except Exception as error:  # damaged bytes can cause any error in zipfile and torch
+        problem = str(error) if isinstance(error, UserError) else "damaged, or no file that torch.save wrote"
+        raise UserError(f"{path}: {problem}") from None
     return content

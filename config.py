@@ -103,7 +103,7 @@ FAST = replace(
 BEST = replace(
     DEFAULT,
     recipe="best",
-    epochs=20,
+    epochs=30,
     batch_size=64,
     opt="muon",
     lr=0.1,

@@ -45,7 +45,7 @@ def run_epoch(
     scheduler: LRScheduler,
     ema: Net | None,
 ) -> EpochMetrics:
-    """Train for one epoch, then evaluate the running average of the weights, ``ema``, if there is one."""
+    """Train for one epoch. Then evaluate ``ema``, the running average, or ``model`` if there is none."""
     device, start = train_loader.images.device, time.perf_counter()
     lr = float(scheduler.get_last_lr()[0])
     torch.manual_seed(stream_seed(config.seed, "dropout", epoch))
@@ -60,7 +60,7 @@ def run_epoch(
         ema=ema,
         ema_decay=config.model_ema_decay,
     )
-    if config.schedule_interval == "epoch":  # the schedule counts batches: move it by a whole epoch of them
+    if config.schedule_interval == "epoch":  # the schedule has a step for each batch
         for _ in range(len(train_loader)):
             scheduler.step()
     split, name = ("holdout", "Held-out images") if config.holdout else ("test", "Test set")
@@ -88,7 +88,7 @@ def train_run(config: Config, options: Options) -> Run:
     print_summary(model)
     model.to(device)
     if device.type == "cpu":
-        speed_up(model)
+        speed_up(model)  # in place
     optimizer, scheduler = make_optimizer(model, config, config.epochs * len(train_loader))
     ema = copy.deepcopy(model) if config.model_ema_decay else None
 
@@ -105,7 +105,7 @@ def train_run(config: Config, options: Options) -> Run:
             row = run_epoch(config, epoch, train_loader, eval_loader, model, optimizer, scheduler, ema)
             if run.best is None or row.eval_accuracy > run.best.eval_accuracy:
                 print(f"New best accuracy: {row.eval_accuracy:.2f}%")
-                run.model = copy.deepcopy((ema or model).state_dict())
+                run.best_weights = copy.deepcopy((ema or model).state_dict())
             run.metrics.append(row)
             save_run(run, parts)
             if curves:
@@ -121,7 +121,8 @@ def main() -> None:
     if options.test_only:
         from trained import evaluate  # training doesn't need it
 
-        return evaluate(options)
+        evaluate(options)
+        return
     run = train_run(config, options)
     assert run.best is not None
     if not run.config.target_accuracy:
@@ -131,9 +132,10 @@ def main() -> None:
     print(f"\nFinal best accuracy: {run.best.eval_accuracy:.2f}%")
     print(f"Total parameters: {count_parameters(Net(num_classes=len(run.dataset.classes))):,}")
     if options.dry_run:
-        return print("This was a dry run: no results are kept", flush=True)
+        print("This was a dry run: no results are kept", flush=True)
+        return
     folder = shlex.quote(str(run.folder))
-    print(f"\nThe results are in {folder}. To look at them, and to use the network:")
+    print(f"\nThe results are in {folder}. To look at them, or to use the network:")
     for command in (f"report {folder}", f"predict --weights {folder} IMAGE", f"export --weights {folder}"):
         print(f"    python -m {command}", flush=True)
 

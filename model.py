@@ -48,7 +48,7 @@ class Net(nn.Module):
 
         Images are (N, 1, 28, 28). Smaller ones work too, as in training with --train-crop-size.
         """
-        # ReLU is a function, not a layer: so it has no row in the summary table, as in the original.
+        # ReLU is a function here, so it has no row in the summary table, as in the original.
         x = self.dropout1(self.bn1(F.relu(self.conv1(x), inplace=True)))
         x = self.dropout2(self.bn2(F.relu(self.conv2(x), inplace=True)))
 

@@ -37,7 +37,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
     num_groups = len(optimizer.param_groups)  # SGD has one; Muon has another for the weights of convolutions
-    steps = max(total_steps, 2)
+    steps = max(total_steps, 3)  # with 2, OneCycleLR divides by zero after the second
     scheduler = OneCycleLR(
         optimizer,
         max_lr=[config.lr, MUON_LR][:num_groups],
@@ -46,8 +46,8 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         pct_start=max(PCT_START, 2 / steps),
         div_factor=config.div_factor,
         final_div_factor=FINAL_DIV_FACTOR,
-        # The schedule sets the momentum of each group. It is 0 in the second, whose gradients Muon replaces:
-        # they already have a momentum, which is constant.
+        # OneCycleLR sets the momentum of each group too. In the second it stays 0: Muon has its own, constant
+        # momentum.
         base_momentum=[BASE_MOMENTUM, 0.0][:num_groups],
         max_momentum=[MAX_MOMENTUM, 0.0][:num_groups],
     )
@@ -58,7 +58,7 @@ class Muon(SGD):
     """SGD that orthogonalises the momentum of each weight matrix (Jordan et al., 2024).
 
     Weights of convolutions and linear layers are trained by Muon, all other parameters by SGD with momentum.
-    A weight (outputs, inputs, k, k) is the matrix (outputs, inputs·k·k). Matrices have the learning rate
+    A weight (outputs, inputs, k, k) is the matrix (outputs, inputs·k·k). Matrices have the peak learning rate
     ``MUON_LR``, Nesterov momentum ``MUON_MOMENTUM`` and no weight decay. The arguments are for SGD.
     """
 
@@ -70,7 +70,7 @@ class Muon(SGD):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Replace the matrices' gradients by the orthogonalised momentum; SGD, without one, subtracts it."""
+        """Replace each matrix's gradient by its orthogonalised momentum. Then SGD takes its step."""
         matrices = [matrix for matrix in self.param_groups[1]["params"] if matrix.grad is not None]
         if matrices:
             grads: list[Any] = [matrix.grad for matrix in matrices]

@@ -29,26 +29,25 @@ def train(
 ) -> tuple[float, float]:
     """Train ``model`` for one epoch, with a progress bar on stderr.
 
-    - ``train_loader`` yields images, float32 (N, 1, H, W), and labels, int64 (N,), which depend on ``epoch``,
-      counted from 1.
+    - ``train_loader`` yields images, float32 (N, 1, H, W), and labels, int64 (N,). Their order and their
+      augmentation depend on ``epoch``, which counts from 1.
     - The model maps images to log-probabilities, or to logits, (N, classes).
     - ``scheduler`` moves after each batch.
     - ``label_smoothing`` is in [0, 1] (Szegedy et al., CVPR 2016).
     - ``ema``, at first a copy of the model, becomes the running average of its weights. ``ema_decay`` is in
       [0, 1).
 
-    Returns the mean loss for the labels, without smoothing, and the accuracy in percent. Both are measured
-    on the augmented images, for each batch before its optimizer step. A loss that is not finite raises
+    Returns the mean loss for the labels, without smoothing, and the accuracy in percent. Both are for the
+    augmented images; each batch is measured before its optimizer step. A loss that is not finite raises
     ``DivergedError``.
     """
     model.train()
     train_loader.epoch = epoch
     steps = len(train_loader)
-    loss_sum, correct = torch.zeros(2, device=device)
+    loss_sum, correct = torch.zeros(2, device=device)  # two scalars of one type: torch.stack joins them below
     if ema is not None:  # state_dict() returns references, so in-place operations update the network
-        states = ema.state_dict().values(), model.state_dict().values()
-        # Parameters and batch norm's statistics. Its counters, which are integers, are copied at the end.
-        averages, current = ([tensor for tensor in state if tensor.is_floating_point()] for state in states)
+        averages = [tensor for tensor in ema.state_dict().values() if tensor.is_floating_point()]
+        current = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in enumerate(train_loader):
@@ -74,13 +73,15 @@ def train(
                 # The bar shows the loss of this batch, and the accuracy of the epoch so far.
                 batch_loss, epoch_loss, hits = torch.stack([loss.detach(), loss_sum, correct]).tolist()
                 accuracy = 100.0 * hits / processed
-                text = f"Epoch={epoch} Loss={batch_loss:.4f} Batch_id={batch_id} Accuracy={accuracy:.2f}%"
-                bar.set_description(text, refresh=False)
+                description = (
+                    f"Epoch={epoch} Loss={batch_loss:.4f} Batch_id={batch_id} Accuracy={accuracy:.2f}%"
+                )
+                bar.set_description(description, refresh=False)
                 if not math.isfinite(epoch_loss):
                     raise DivergedError(f"the loss became {epoch_loss} in epoch {epoch}: try a lower --lr")
             bar.update()
-    if ema is not None:
-        for average, value in zip(*states, strict=True):
-            if not value.is_floating_point():  # batch norm's counters
+    if ema is not None:  # batch norm's counters of batches, which are integers, have no average
+        for average, value in zip(ema.buffers(), model.buffers(), strict=True):
+            if not value.is_floating_point():
                 average.copy_(value)
     return loss_sum.item() / processed, 100.0 * correct.item() / processed

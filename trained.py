@@ -64,7 +64,7 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
     with torch.random.fork_rng(devices=[]):
         model = Net(num_classes=len(dataset.classes)).eval()
     try:
-        weights = find_state_dict(content if run is None else {"model": run.model})
+        weights = find_state_dict(content if run is None else {"model": run.best_weights})
         if not all(weights[name].is_floating_point() for name, _ in model.named_parameters()):
             raise TypeError("weights of another dtype would be converted without a word")
         model.load_state_dict(weights)

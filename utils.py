@@ -1,5 +1,6 @@
 """Loaders: augment images, normalise them, and hand them out in batches."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
 
@@ -41,10 +42,10 @@ def affine(
     """
     radians = torch.deg2rad(degrees)
     cos, sin = radians.cos(), radians.sin()
-    ones = torch.ones(len(images), 2, device=images.device)
+    ones = torch.ones(len(images), 2, device=images.device)  # they broadcast a scalar; the grid's side is 2
     (dx, dy), (scale_x, scale_y) = (ones * shift * (2 / images.shape[-1])).T, (ones * scale).T
-    # The inverse map, from a pixel of the result to its source: each step undone, in reverse order.
-    # Coordinates are relative to the centre; the edges of the image are at -1 and 1.
+    # affine_grid needs the inverse map, from a pixel of the result to its source: undo the shift, then the
+    # rotation, then the scale. Coordinates are relative to the centre; the edges are at -1 and 1.
     xx, xy, yx, yy = cos / scale_x, -sin / scale_x, sin / scale_y, cos / scale_y
     matrix = torch.stack([xx, xy, -xx * dx - xy * dy, yx, yy, -yx * dx - yy * dy], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
@@ -55,8 +56,8 @@ def affine(
 def stream_seed(seed: int, stream: str, epoch: int = 0) -> int:
     """Compute the seed of a stream of random numbers, one of ``STREAMS``, from the ``seed`` of the run.
 
-    The streams are independent. Each epoch has its own streams, so a run can be resumed after any epoch. The
-    initial weights are drawn in epoch 0.
+    Each pair of stream and epoch has its own seed. So a run can be resumed after any epoch. The initial
+    weights are drawn in epoch 0.
     """
     return int(np.random.SeedSequence([seed, epoch, STREAMS.index(stream)]).generate_state(1)[0])
 
@@ -67,12 +68,12 @@ class DeviceLoader:
 
     - ``images`` is uint8 (N, 28, 28), ``labels`` is int64 (N,).
     - It yields normalised images, float32 (B, 1, 28, 28) unless they are cropped, and labels, int64 (B,).
-      The last batch may be smaller. Nothing is copied to the host.
+      The last batch may be smaller. All of this stays on the device.
     - A loader for training has a ``config``. Then each epoch has its own order and its own augmentation: each
-      image is scaled, rotated and shifted by uniform random amounts up to the config's limits. Seed and
-      ``epoch`` determine both; ``train`` sets ``epoch``.
-    - In the first half of the training's epochs, it crops images to the square in their middle with a side of
-      ``config.train_crop_size`` pixels. Fewer pixels are faster.
+      image is scaled, rotated and shifted by uniform random amounts up to the config's limits.
+      ``config.seed`` and ``epoch`` determine order and augmentation; ``train`` sets ``epoch``.
+    - With a ``config.train_crop_size`` below 28, the first half of the epochs trains on the centre of the
+      images, a square with this side. Fewer pixels are faster.
     """
 
     images: Tensor
@@ -84,7 +85,7 @@ class DeviceLoader:
     epoch: int = 1
 
     def __len__(self) -> int:
-        batches = -(-len(self.labels) // self.batch_size)
+        batches = math.ceil(len(self.labels) / self.batch_size)
         limit = self.config.limit_train_batches if self.config else 0
         return min(batches, limit or batches)
 
@@ -122,19 +123,19 @@ def get_loaders(
     If ``config.holdout`` is above 0, this many training images are held out, and evaluated instead of the
     test set. Every run holds out the same images. ``data_path`` is the data set's folder; MNIST needs none.
     """
-    dataset, (images, labels), evaluated = load(config.dataset, data_path)
+    dataset, (images, labels), eval_data = load(config.dataset, data_path)
     if config.holdout >= len(labels):
         raise UsageError(f"argument --holdout: must be less than the {len(labels):,} training images")
     if config.holdout:
         train_index, holdout_index = split_holdout(labels, config.holdout)
-        evaluated = images[holdout_index], labels[holdout_index]
+        eval_data = images[holdout_index], labels[holdout_index]
         images, labels = images[train_index], labels[train_index]
     data = images.to(device), labels.to(device)
     train_loader = DeviceLoader(*data, config.batch_size, dataset=dataset, config=config)
-    return train_loader, get_eval_loader(dataset, evaluated, device)
+    return train_loader, get_eval_loader(dataset, eval_data, device)
 
 
 def get_eval_loader(dataset: Dataset, data: Images, device: torch.device | str) -> DeviceLoader:
-    """Put images and labels of ``dataset``, uint8 (N, 28, 28) and int64 (N,), onto ``device`` to evaluate."""
+    """Make the loader for evaluation of images, uint8 (N, 28, 28), and labels, int64 (N,), of ``dataset``."""
     images, labels = data
     return DeviceLoader(images.to(device), labels.to(device), EVALUATION_BATCH, dataset=dataset)

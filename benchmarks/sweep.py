@@ -6,99 +6,74 @@ Each run goes to the end of its schedule, so the reported accuracy is not cherry
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    from benchmarks.arguments import parse_sweep
-    from runtime.errors import run_command
-
-    run_command("sweep.py", parse_sweep, "benchmarks.sweep")
-
 import torch
+from filelock import FileLock
+from torch.backends.cpu import get_cpu_capability
 from tqdm import tqdm
 
-import main as experiment
 from benchmarks import summary
-from benchmarks.arguments import Sweep, list_settings, sweep_name
-from benchmarks.summary import Row, read_runs
-from checkpoint import Progress, load_run, versions
+from benchmarks.arguments import Sweep, list_settings, parse_sweep, sweep_name
+from benchmarks.summary import Curve, Row
+from checkpoint import Run, versions
 from config import Config
-from datasets import load
-from runtime.errors import DivergedError, UsageError, UserError, end_in_one_line
-from runtime.files import locked, read_table, write_table
+from datasets import load, load_test
+from main import train_run
+from runtime.errors import DivergedError, UsageError, UserError, end_in_one_line, run_command
+from runtime.files import locked, write_table
+from runtime.tables import read_table
 from test import test
-from trained import load_teacher, load_trained
-from utils import get_test_loader
+from trained import load_trained
+from utils import get_eval_loader
 
 ROOT = Path(__file__).resolve().parent.parent
 Table = dict[int, Row]  # rows by seed
-NUMBERS = ["epoch_reached", "seconds_to_target", "best", "last", "best_on_test", "seconds"]
 COLUMNS = [
-    *("seed", "split", "target", *NUMBERS, "device", "python", "torch", "torchvision", "machine"),
-    *("data_path", "accuracy_by_epoch", "error", "settings"),
+    *("seed", "split", "target", "epoch_reached", "seconds_to_target", "best", "last", "best_on_test"),
+    *("seconds", "device", "python", "torch", "torchvision", "machine", "data_path", "accuracy_by_epoch"),
+    *("error", "settings"),
 ]
-TITLES = {"last": "last, after the last epoch", "best_on_test": "best_on_test, of best.pt on the test set"}
 CONTINUE = "the same command continues from here"
 
 
-def train_run(folder: Path, config: Config, sweep: Sweep) -> Row:
+def train_seed(folder: Path, config: Config, sweep: Sweep) -> Row:
     """Train like main.py, on one thread, and return the run's row. A stopped run in ``folder`` is resumed.
 
     If the run diverges, its row has the error. Any other error ends the sweep; the next sweep tries this run
     again. ``folder``.log has the output.
     """
     torch.set_num_threads(1)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        pass  # a worker of a killed sweep has ended
+    options = replace(sweep.options, data_path=sweep.data_paths[config.dataset])
+    if (folder / "last.pt").exists():
+        options = replace(options, resume=str(folder), given=options.given | vars(config).keys())
+    else:
+        options = replace(options, output_dir=str(folder))
     log = open(f"{folder}.log", "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
     with log, contextlib.redirect_stdout(log):
-        with contextlib.suppress(ImportError, OSError):  # on Windows, and on file systems without locks
-            import fcntl
-
-            fcntl.flock(log, fcntl.LOCK_EX)  # waits for a worker of a killed sweep
         try:
-            if (folder / "last.pt").exists():
-                check_teacher(folder, config)
-                given = sweep.options.given | vars(config).keys()
-                options = replace(sweep.options, resume=str(folder), given=given)
-            else:
-                if not (folder / "best.pt").exists():  # a start that was killed has left nothing of use
-                    shutil.rmtree(folder, ignore_errors=True)
-                options = replace(sweep.options, output_dir=str(folder))
-            experiment.main(config, options)
-            row = make_row(load_run(folder)[0], sweep)
+            row = make_row(config, sweep, train_run(config, options))
             if config.holdout and not sweep.grid:
-                best, device = load_trained(folder / "best.pt"), torch.device("cpu")
-                loader = get_test_loader(best.dataset, sweep.options.data_path, device)
-                row["best_on_test"] = f"{test(best.model, device, loader)[1]:g}"
+                best = load_trained(folder)
+                loader = get_eval_loader(best.dataset, load_test(best.dataset), "cpu")
+                row["best_on_test"] = f"{test(best.model, 'cpu', loader)[1]:g}"
             return row
         except DivergedError as error:
-            return new_row(config, sweep) | {"error": str(error)}
+            return make_row(config, sweep) | {"error": str(error)}
         except UsageError:  # a mistake in the sweep's own arguments
             raise
         except Exception as error:
             traceback.print_exc(file=log)
             raise UserError(f"{folder}: {describe(error)}; {folder}.log has more; {CONTINUE}") from None
-
-
-def check_teacher(folder: Path, config: Config) -> None:
-    """Raise ``UsageError`` if the run in ``folder`` had another teacher than ``config`` names now."""
-    if config.teacher == "none":
-        return
-    progress, states = load_run(folder)
-    teacher = load_teacher(config, progress.dataset)
-    assert teacher is not None
-    pairs = zip(teacher.state_dict().values(), states["teacher"].values(), strict=True)
-    if not all(torch.equal(new, old) for new, old in pairs):
-        raise UsageError(f"argument --output-dir: {folder} has another {config.teacher}; name a new folder")
 
 
 def describe(error: BaseException) -> str:
@@ -107,26 +82,22 @@ def describe(error: BaseException) -> str:
     return f"{kind}{str(error).strip()}".splitlines()[0]
 
 
-def new_row(config: Config, sweep: Sweep) -> Row:
-    """Return the row of a run that has no result yet."""
+def make_row(config: Config, sweep: Sweep, run: Run | None = None) -> Row:
+    """Return the row of ``run``, whose schedule is complete; or, without it, that of a run that diverged."""
     row = dict.fromkeys(COLUMNS, "") | versions() | {"seed": str(config.seed), "target": f"{sweep.target:g}"}
     row["settings"] = " ".join(list_settings(config))
-    if config.dataset != "mnist":  # fsencode, as a path can have bytes that are not text
-        row["data_path"] = os.fsencode(sweep.options.data_path).decode(errors="backslashreplace")
-    return row
-
-
-def make_row(progress: Progress, sweep: Sweep) -> Row:
-    """Return the row of a run that reached the end of its schedule."""
-    seconds = [row.seconds for row in progress.metrics]
-    accuracies = [row.eval_accuracy for row in progress.metrics]
-    device = progress.device
+    # A path can have bytes that are not text.
+    row["data_path"] = os.fsencode(sweep.data_paths[config.dataset]).decode(errors="backslashreplace")
+    if run is None:
+        return row
+    seconds = [epoch.seconds for epoch in run.metrics]
+    accuracies = [epoch.eval_accuracy for epoch in run.metrics]
+    device = run.device
     if device == "cpu":
-        device = f"CPU with {torch.backends.cpu.get_cpu_capability()}, 1 of {os.cpu_count()} cores"
+        device = f"CPU with {get_cpu_capability()}, 1 of {os.cpu_count()} cores"
     elif device.startswith("cuda"):
         device = torch.cuda.get_device_name(device)
-    row = new_row(progress.config, sweep) | progress.versions
-    row |= {"device": device, "split": progress.metrics[0].split, "seconds": f"{sum(seconds):.2f}"}
+    row |= {"device": device, "split": run.metrics[0].split, "seconds": f"{sum(seconds):.2f}"}
     for epoch, accuracy in enumerate(accuracies, 1):
         if accuracy >= sweep.target:
             row |= {"epoch_reached": str(epoch), "seconds_to_target": f"{sum(seconds[:epoch]):.2f}"}
@@ -139,18 +110,17 @@ def start_ray(sweep: Sweep) -> Any:
     """Start Ray on this machine, or connect to the cluster at ``sweep.address``; return the module."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}
     try:
         import ray
 
-        # Ray tries for minutes to connect, so try first.
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            host, port = sweep.address.rsplit(":", 1) if sweep.address else server.getsockname()
-            socket.create_connection((host, int(port)), timeout=10).close()
-        if not sweep.address:
+        if sweep.address:
+            host, port = sweep.address.rsplit(":", 1)
+            socket.create_connection((host, int(port)), timeout=10).close()  # Ray would try for minutes
+        else:
             options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
             options |= {"num_cpus": sweep.jobs, "object_store_memory": 100 << 20}
-        environment = {"env_vars": {"PYTHONPATH": str(ROOT)}}
-        ray.init(sweep.address or "local", runtime_env=environment, **options)
+        ray.init(sweep.address or "local", **options)
     except Exception as error:
         solution = "start the cluster first" if sweep.address else "add --jobs 1, which needs no Ray"
         if isinstance(error, ImportError):
@@ -162,90 +132,81 @@ def start_ray(sweep: Sweep) -> Any:
     return ray
 
 
-def train_on_ray(runs: dict[Path, Config], sweep: Sweep) -> Iterator[dict[Path, Row]]:
-    """Train ``runs`` in workers of Ray; each second, yield the rows of those that have ended."""
+def train_on_ray(runs: dict[Path, Config], sweep: Sweep) -> Iterator[tuple[Path, Row]]:
+    """Train ``runs`` in workers of Ray; yield the folder and the row of each one that has ended."""
     ray = start_ray(sweep)
     gpu = sweep.options.device != "cpu" and "GPU" in ray.cluster_resources()
     if sweep.runs_per_gpu > 1 and not gpu:
-        raise UsageError("argument --runs-per-gpu: Ray finds no GPU; leave it out")
+        raise UsageError("argument --runs-per-gpu: the runs use no GPU; leave it out")
     # If a worker or a node is lost, Ray starts its task elsewhere, nine times at most.
     options: dict[str, Any] = {"max_retries": 9, "retry_exceptions": False}
-    task = ray.remote(max_calls=1)(train_run).options(**options, num_gpus=gpu / sweep.runs_per_gpu)
+    task = ray.remote(max_calls=1)(train_seed).options(**options, num_gpus=gpu / sweep.runs_per_gpu)
     pending = {task.remote(folder, config, sweep): folder for folder, config in runs.items()}
     while pending:
-        rows: dict[Path, Row] = {}
-        for reference in ray.wait(list(pending), timeout=1)[0]:
-            folder = pending.pop(reference)
-            try:
-                rows[folder] = ray.get(reference)
-            except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", None)  # what train_run raised; Ray adds its traceback to it
-                if isinstance(cause, UserError):
-                    raise cause from None
-                raise UserError(f"{folder}: {describe(cause or error)}; {CONTINUE}") from None
-        yield rows
-
-
-def progress_of(runs: dict[Path, Config], begin: float) -> tuple[int, str]:
-    """Return how many epochs ``runs`` have completed, and the state of those that moved since ``begin``."""
-    epochs, states = 0, []
-    for folder, config in runs.items():
-        path = folder / "metrics.csv"
-        with contextlib.suppress(OSError, UserError, ValueError):  # a file that someone changed ends no sweep
-            rows = read_table(path, ["eval_accuracy"])
-            accuracies = [f"{float(row['eval_accuracy']):.2f} %" for row in rows]
-            epochs += len(rows)
-            if path.stat().st_mtime >= begin and len(rows) < config.epochs:
-                states.append(" ".join([folder.name, f"{len(rows)}/{config.epochs}", *accuracies[-1:]]))
-    return epochs, ", ".join(states)
+        (reference,), _ = ray.wait(list(pending))
+        folder = pending.pop(reference)
+        try:
+            yield folder, ray.get(reference)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)  # what train_seed raised; Ray adds its traceback to it
+            if isinstance(cause, UserError):
+                raise cause from None
+            raise UserError(f"{folder}: {describe(cause or error)}; {CONTINUE}") from None
 
 
 def train_all(runs: dict[Path, Config], sweep: Sweep, tables: dict[Path, Table]) -> None:
     """Train ``runs``, add their rows to ``tables``, write these to the disk, and show the progress."""
-    in_turn = ({folder: train_run(folder, config, sweep)} for folder, config in runs.items())
-    begin, out, count, total = time.time(), sys.stdout, 0, sum(config.epochs for config in runs.values())
-    before, _ = progress_of(runs, begin)
-    with tqdm(total=total, initial=before, unit="epoch", file=out, disable=not out.isatty()) as bar:
-        for rows in in_turn if sweep.jobs == 1 else train_on_ray(runs, sweep):
-            bar.n, states = progress_of(runs, begin)
-            minutes = (time.time() - begin) / max(bar.n - before, 1) * (total - bar.n) / 60
-            for folder, row in rows.items():
-                count += 1
-                table = tables[folder.parent]
-                table[int(row["seed"])] = row
-                write_table(Path(f"{folder.parent}.csv"), [table[seed] for seed in sorted(table)])
-                result = row["error"] or f"{row['last']} % at the end, best {row['best']} %"
-                done = f"{count} of {len(runs)} runs, {minutes:.0f} min left"
-                bar.write(f"{folder.parent.name} {folder.name}: {result} ({done})", file=out)
-                out.flush()
-            bar.set_description(f"{count} of {len(runs)} runs", refresh=False)
-            bar.set_postfix_str(states)
+    in_turn = ((folder, train_seed(folder, config, sweep)) for folder, config in runs.items())
+    rows, out = in_turn if sweep.jobs == 1 else train_on_ray(runs, sweep), sys.stdout
+    with tqdm(rows, total=len(runs), unit="run", file=out, disable=not out.isatty()) as bar:
+        for number, (folder, row) in enumerate(bar, 1):
+            table = tables[folder.parent]
+            table[int(row["seed"])] = row
+            write_table(Path(f"{folder.parent}.csv"), [table[seed] for seed in sorted(table)])
+            result = row["error"] or f"{row['last']} % at the end, best {row['best']} %"
+            bar.write(f"{folder.parent.name} {folder.name}: {result} ({number} of {len(runs)} runs)", out)
+            out.flush()
 
 
 def load_table(config: Config, folder: Path, target: float) -> Table:
     """Read the table beside ``folder``; its runs must have the settings of ``config``, and ``target``.
 
-    The file's name doesn't ensure that: a recipe, or its teacher, may have changed since.
+    The file's name doesn't ensure that: a recipe may have changed since.
     """
     path = Path(f"{folder}.csv")
-    rows = read_runs(path, COLUMNS, [*NUMBERS, "accuracy_by_epoch"])
+    rows = read_table(path, COLUMNS)
     settings = " ".join(list_settings(config))
     if any((row["target"], row["settings"]) != (f"{target:g}", settings) for row in rows):
         raise UserError(f"{path} has another target, or other settings: choose another --output-dir")
-    for row in rows:
-        if len(row["accuracy_by_epoch"].split()) != (0 if row["error"] else config.epochs):
-            raise UserError(f"{path} is damaged: epochs are missing; choose another --output-dir")
     return {int(row["seed"]): row for row in rows}
 
 
-def main(sweep: Sweep) -> None:
+def print_results(results: dict[str, list[Row]], sweep: Sweep) -> None:
+    """Print a summary of ``results``, the rows by their flags in the grid."""
+    rows = [row for group in results.values() for row in group]
+    sources = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in rows if row["last"]}
+    print(f"`{sweep.common_flags}`, seeds 1 to {sweep.seeds}; {' and '.join(sorted(sources))}\n")
+    if sweep.grid:
+        print(summary.markdown(results, sweep.target), flush=True)
+    else:
+        figures = summary.figures(rows, sweep.target)
+        print("\n".join(f"{name:38s}{value}" for name, value in figures.items()), flush=True)
+    errors = [f"seed {row['seed']}: {row['error']}" for row in rows if row["error"]]
+    if errors:
+        raise UserError(f"{len(errors)} of {len(rows)} runs diverged, {errors[0]} (all: column error)")
+
+
+def main() -> None:
     """Carry out the command line."""
+    sweep = parse_sweep()
     sweep.output_dir.mkdir(parents=True, exist_ok=True)
-    data_path = sweep.options.data_path
-    folders = {config: sweep.output_dir / sweep_name(config, data_path) for config in sweep.configs}
+    folders = {
+        config: sweep.output_dir / sweep_name(config, sweep.data_paths[config.dataset])
+        for config in sweep.configs
+    }
     seeds = range(1, sweep.seeds + 1)
     with locked(sweep.output_dir):
-        tables = {path: load_table(config, path, sweep.target) for config, path in folders.items()}
+        tables = {folder: load_table(config, folder, sweep.target) for config, folder in folders.items()}
         runs = {
             folder / f"seed-{seed}": replace(config, seed=seed)
             for seed in seeds
@@ -254,26 +215,21 @@ def main(sweep: Sweep) -> None:
         }
         try:
             for name in {config.dataset for config in runs.values()}:
-                load(name, data_path, train=True)  # download it once, before all runs do
+                load(name, sweep.data_paths[name])  # download it once, before all runs do
             if runs:
                 train_all(runs, sweep, tables)
         except KeyboardInterrupt as stop:
             raise type(stop)(CONTINUE) from None
     tables_by_flags = {flags: tables[folders[config]] for config, flags in sweep.configs.items()}
     results = {flags: [table[seed] for seed in seeds] for flags, table in tables_by_flags.items()}
-    rows = [row for group in results.values() for row in group]
-    sources = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in rows if row["last"]}
-    print(f"`{sweep.common_flags}`, seeds 1 to {sweep.seeds}; {' and '.join(sorted(sources))}\n")
-    if sweep.grid:
-        print(summary.markdown(results, sweep.target), flush=True)
-    else:
-        for column in ("last", "best_on_test")[: 1 + any(row["best_on_test"] for row in rows)]:
-            figures = summary.figures(rows, sweep.target, column)
-            lines = [f"{TITLES[column]}:", *(f"  {name:34s}{value}" for name, value in figures.items())]
-            print("\n".join(lines), flush=True)
-        (folder,) = folders.values()
-        summary.plot(rows, sweep.target, Path(f"{folder}.png"))
-        print(f"\nRows and plot: {folder}.csv, {folder}.png", flush=True)
-    errors = [f"seed {row['seed']}: {row['error']}" for row in rows if row["error"]]
-    if errors:
-        raise UserError(f"{len(errors)} of {len(rows)} runs diverged, {errors[0]} (all: column error)")
+    if not sweep.grid:
+        (folder,) = tables
+        accuracies = [row["accuracy_by_epoch"].split() for row in results[""] if row["last"]]
+        curves: list[Curve] = [[*enumerate(map(float, values), 1)] for values in accuracies]
+        if curves:
+            summary.plot({folder.name: curves}, "epoch", Path(f"{folder}.png"))
+    print_results(results, sweep)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -16,7 +16,7 @@ NAMES = ("mnist", *TORCHVISION, "folder")
 
 @dataclass(frozen=True)
 class Dataset:
-    """What the network must know of its data, and where that data is. It is stored with the weights."""
+    """The description of a data set, not its images: what is stored with the weights."""
 
     name: str  # one of NAMES
     classes: tuple[str, ...]  # names, in the order of the labels
@@ -58,10 +58,7 @@ def read(name: str, path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
 
 
 def load(name: str, data_path: str) -> tuple[Dataset, Images, Images]:
-    """Describe the data set ``name``, in the folder ``data_path`` or "data", and read its two parts.
-
-    These are the training and the test set.
-    """
+    """Describe the data set ``name`` in ``data_path`` (by default "data"); read its training and test set."""
     path = choose_path(data_path, name, "data")
     train, classes = read(name, path, train=True)
     if name == MNIST.name:

@@ -1,31 +1,114 @@
 """Write a trained network as ONNX, C and a web page: ``python -m export``. ``--help`` lists the flags."""
 
-from collections.abc import Sequence
+import copy
+import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from config import DATA_PATH_HELP, WEIGHTS_HELP
-from runtime.arguments import Parser, folder
-from runtime.errors import run_command
+from datasets import MNIST, load_test
+from export import c_code, c_int8, onnx_file, web
+from runtime.arguments import Parser
+from runtime.errors import UsageError, UserError, printable, run_command
+from runtime.files import replace_file
+from trained import Trained, load_trained
 
 FILES = {"onnx": "net.onnx", "c": "net.h", "c-int8": "net_int8.h", "web": "net.html"}
+ROUNDING = 1e-3  # tolerance for log-probabilities; float32 changed them by 1e-5 to 1.2e-4
+INT8_LOSS = 0.001  # share of the test images, at least one image, that 8-bit weights may cost
 
 
-def parse_args(argv: Sequence[str] | None = None) -> tuple[list[str], str | None, Path | None, str | None]:
-    """Read the command line: formats, weights file, output folder, and folder of the data set."""
+def create(name: str, trained: Trained) -> bytes:
+    """Return the content of the file of the format ``name``."""
+    if name == "web":
+        return web.write(trained.model)
+    write = {"onnx": onnx_file.write, "c": c_code.write, "c-int8": c_int8.write}[name]
+    return write(trained.model, trained.dataset)
+
+
+def check(name: str, content: bytes, images: Tensor, labels: Tensor, expected: Tensor) -> str:
+    """Run ``content`` of the format ``name`` on ``images``. Describe how it compares, or why it can't be run.
+
+    ``expected`` are PyTorch's log-probabilities, (N, classes).
+    """
+    if name == "web":
+        return "not checked: it runs in a browser"
+    if name == "onnx":
+        try:
+            log_probs = onnx_file.run(content, images)
+        except ImportError as error:
+            return f"not checked: pip install onnxruntime ({error})"
+    elif obstacle := c_code.find_obstacle():
+        return f"not checked: {obstacle}"
+    else:
+        log_probs = c_code.run(content, Path(FILES[name]).stem, expected.shape[1], images)
+    return compare(log_probs, expected, labels, int8=name == "c-int8")
+
+
+def compare(log_probs: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> str:
+    """Describe how ``log_probs`` differ from PyTorch's in float64, ``expected``, both (N, classes).
+
+    They are refused if a log-probability differs by more than ROUNDING. With ``int8``, they are refused if
+    the accuracy falls by more than INT8_LOSS.
+    """
+    correct, expected_correct = (int((each.argmax(dim=1) == labels).sum()) for each in (log_probs, expected))
+    same = int((log_probs.argmax(dim=1) == expected.argmax(dim=1)).sum())
+    count, difference = len(labels), (log_probs - expected).abs().max().item()
+    description = (
+        f"accuracy {correct / count:.2%}, PyTorch's {expected_correct / count:.2%}; {same:,} of {count:,} "
+        f"predictions equal PyTorch's; log-probabilities differ by up to {difference:.1e}"
+    )
+    equal = difference <= ROUNDING  # false for NaN
+    accurate = expected_correct - correct <= max(1, INT8_LOSS * count) and math.isfinite(difference)
+    if not (accurate if int8 else equal):
+        raise UserError(f"it differs from PyTorch: {description}")
+    return description
+
+
+def main() -> int:
+    """Write a file for each format. Return the exit status: 1 if a file could not be made, or is wrong."""
     parser = Parser("python -m export", "Write a trained network to files that run without PyTorch.")
     files = "; ".join(f"{name}: {file}" for name, file in FILES.items())
     formats_help = f"{files} (default: all; web only for MNIST)"
     output_help = "folder for the files (default: that of the weights)"
     parser.add_argument("formats", nargs="*", metavar="FORMAT", help=formats_help)
     parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
-    parser.add_argument("--output-dir", type=folder, metavar="DIR", help=output_help)
+    parser.add_argument("--output-dir", metavar="DIR", help=output_help)
     parser.add_argument("--data-path", metavar="DIR", help=DATA_PATH_HELP)
-    args = parser.parse_args(argv)
+    args = parser.parse_args()
     for name in args.formats:
         if name not in FILES:
             parser.error(f"argument FORMAT: must be one of {', '.join(FILES)}, not {name!r}")
-    return args.formats, args.weights, args.output_dir, args.data_path
+
+    trained, status = load_trained(args.weights or "", args.data_path or ""), 0
+    print(f"Weights: {trained}")
+    if "web" in args.formats and trained.dataset != MNIST:
+        raise UsageError(f"argument FORMAT: web is for MNIST's digits, not for {trained.dataset.name}")
+    formats = args.formats or [name for name in FILES if name != "web" or trained.dataset == MNIST]
+    images, labels = load_test(trained.dataset)
+    in_float64 = replace(trained, model=copy.deepcopy(trained.model).double())
+    expected = in_float64.log_probs(images.double())
+    folder = Path(args.output_dir or trained.path.parent)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in dict.fromkeys(formats):
+        path = folder / FILES[name]
+        try:
+            content = create(name, trained)
+            result = check(name, content, images, labels, expected)
+        except UserError as error:
+            print(printable(f"export: error: {path}: not written: {error}"), file=sys.stderr)
+            status = 1
+            continue
+        try:
+            replace_file(path, content)
+        except OSError as error:
+            raise UserError(f"{error}: name another folder by --output-dir") from None
+        print(f"{path}: {len(content):,} bytes\n    {result}", flush=True)
+    return status
 
 
 if __name__ == "__main__":
-    run_command("export", parse_args, "export.command")
+    run_command(main)

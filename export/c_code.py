@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import MNIST, Dataset
-from export.network import Predictor, c_layers, render
+from export.network import c_layers, render
 from model import Net
 from runtime.errors import UserError
 
@@ -29,36 +29,42 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     return render("net.h.in", model, dataset, layers=zip(layers, weights, strict=True), room=room)
 
 
-def compile_header(content: bytes, prefix: str, classes: int, output: Path, *flags: str) -> None:
-    """Compile a header, whose names begin with ``prefix``, and predict_all.c to the file ``output``."""
+def compile_c(source: bytes) -> ctypes.CDLL:
+    """Compile C for this processor, and load it."""
+    # Windows can't remove a loaded library.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        file, library = Path(folder, "program.c"), Path(folder, "program.so")
+        file.write_bytes(source)
+        command = ["cc", "-std=gnu99", *FAST, "-fPIC", "-shared", str(file), "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode != 0:
+            lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+            raise UserError(f"cc fails: {next((line for line in lines if 'error' in line), lines[0])}")
+        return ctypes.CDLL(str(library))
+
+
+def find_obstacle() -> str:
+    """Return why no C program can be compiled and run here; an empty string if one can."""
     if shutil.which("cc") is None:
-        raise UserError("no C compiler: install gcc or clang, with the command cc")
+        return "no C compiler: install gcc or clang, with the command cc"
+    try:
+        compile_c(b"")
+    except UserError as error:
+        return f"even for an empty program, {error}"
+    except OSError as error:  # the folder is full, or no program may run there
+        return f"{error}; set TMPDIR to a folder where programs can run"
+    return ""
+
+
+def run(header: bytes, prefix: str, classes: int, images: Tensor) -> Tensor:
+    """Compile a header, whose names begin with ``prefix``, and return its log-probabilities.
+
+    ``images`` are uint8 (N, 28, 28); the result is float32 (N, classes).
+    """
     program = Path(__file__).with_name("predict_all.c").read_text(encoding="utf-8")
     program = program.replace("net_", f"{prefix}_").replace("NET_", f"{prefix.upper()}_")
-    source = output.with_suffix(".c")
-    source.write_bytes(content + program.encode())
-    command = ["cc", "-std=gnu99", *flags, f"-DCLASSES={classes}", str(source), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    if done.returncode != 0:
-        lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
-        raise UserError(f"cc failed: {next((line for line in lines if 'error' in line), lines[0])}")
-
-
-def load(content: bytes, prefix: str, classes: int) -> Predictor:
-    """Compile a header for this processor, as ``compile_header`` does, and return a function that runs it."""
-    try:
-        # Windows can't remove a loaded library.
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            library = Path(folder, "program.so")
-            compile_header(content, prefix, classes, library, *FAST, "-fPIC", "-shared")
-            function = ctypes.CDLL(str(library)).predict_all
-    except OSError as error:  # the folder is full, or no program may run there
-        raise UserError(f"{error}; set TMPDIR to a folder where programs can run") from None
-    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p], None
-
-    def predict(images: Tensor) -> Tensor:
-        images, logits = images.contiguous(), torch.empty(len(images), classes)
-        function(images.data_ptr(), len(images), logits.data_ptr())
-        return F.log_softmax(logits, dim=1)
-
-    return predict
+    predict_all = compile_c(header + f"#define CLASSES {classes}\n{program}".encode()).predict_all
+    predict_all.argtypes, predict_all.restype = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p], None
+    images, logits = images.contiguous(), torch.empty(len(images), classes)
+    predict_all(images.data_ptr(), len(images), logits.data_ptr())
+    return F.log_softmax(logits, dim=1)

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from config import Options
-from datasets import MNIST, Dataset, load
+from datasets import MNIST, Dataset, read
 from export.network import Layer, c_layers, render
 from model import Net
 from runtime.errors import UserError
@@ -102,12 +101,12 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
     return quantized, one, bound
 
 
-def write(model: Net, dataset: Dataset = MNIST, data_path: str = Options.data_path) -> bytes:
-    """Return the header that computes ``model`` in evaluation mode, in integers.
+def write(model: Net, dataset: Dataset = MNIST) -> bytes:
+    """Return the header that computes ``model`` of ``dataset`` in evaluation mode, in integers.
 
-    ``data_path`` is the folder of ``dataset``, whose training images are needed for the activation ranges.
+    The activation ranges come from the training images of ``dataset``.
     """
-    (images, _), _ = load(dataset.name, data_path, train=True)
+    (images, _), _ = read(dataset.name, dataset.path, train=True)
     sample = images[torch.arange(CALIBRATION) * len(images) // CALIBRATION]  # evenly spaced
     quantized, one, bound = quantize(model, sample, dataset)
     return render("net_int8.h.in", model, dataset, layers=quantized, one=one, bound=bound)

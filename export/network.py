@@ -1,7 +1,6 @@
 """What the formats share: the network as a list of layers, and templates."""
 
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from torch import Tensor, nn
 
 from datasets import MNIST, Dataset
-from model import Net
-from runtime.errors import UserError
-
-Predictor = Callable[[Tensor], Tensor]  # uint8 (N, 28, 28) to log-probabilities, float32 (N, classes)
-
-# The layers of the C templates, without conv7: outputs, inputs, kernel size, and whether max pooling follows.
-C_LAYERS = {"conv1": (10, 1, 3, False), "conv2": (16, 10, 3, True), "conv1x1_1": (10, 16, 1, False)}
-C_LAYERS |= {"conv3": (16, 10, 3, False), "conv4": (16, 16, 3, True), "conv1x1_2": (10, 16, 1, False)}
-C_LAYERS |= {"conv5": (16, 10, 3, False), "conv6": (16, 16, 3, False)}
+from model import Net, count_parameters
 
 
 @dataclass
@@ -54,15 +45,8 @@ def layers(model: Net) -> list[Layer]:
 
 
 def c_layers(model: Net) -> list[Layer]:
-    """List the layers of ``model`` for the C templates, which fit only the published network.
-
-    All have a norm: 1 and 0 where the network has none.
-    """
+    """List the layers for the C templates: all have a norm, 1 and 0 where the network has none."""
     result = layers(model)
-    shapes = {layer.name: (*layer.weight.shape[:3], layer.pool) for layer in result[:-1]}
-    for name in shapes | C_LAYERS:
-        if shapes.get(name) != C_LAYERS.get(name):
-            raise UserError(f"C needs a network of --width 1, this one has another {name}: export it as onnx")
     for layer in result:
         layer.norm = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
     return result
@@ -83,7 +67,7 @@ def render(template: str, model: Net, dataset: Dataset = MNIST, **values: Any) -
     """
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     environment.filters["array"] = as_c_array
-    values |= {"dataset": dataset, "parameters": f"{sum(p.numel() for p in model.parameters()):,}"}
+    values |= {"dataset": dataset, "parameters": f"{count_parameters(model):,}"}
     values["names"] = [ascii(name).replace("*/", r"*\/").replace("/*", r"/\*") for name in dataset.classes]
     content = Path(__file__).with_name(template).read_text(encoding="utf-8")
     return environment.from_string(content).render(values).encode()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from datasets import MNIST, Dataset
-from export.network import Predictor, layers
+from export.network import layers
 from model import Net
 from runtime.errors import UserError
 from utils import EVALUATION_BATCH
@@ -64,18 +64,12 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     return bytes(file.SerializeToString())
 
 
-def load(content: bytes) -> Predictor:
-    """Return a function that runs the ONNX file ``content`` by onnxruntime, on one CPU thread."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise UserError(f"it needs the package onnxruntime ({error}): pip install onnxruntime") from None
+def run(content: bytes, images: Tensor) -> Tensor:
+    """Return an ONNX file's log-probabilities, float32 (N, classes), for ``images``, uint8 (N, 28, 28)."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-
-    def predict(images: Tensor) -> Tensor:
-        batches = [batch.numpy() for batch in torch.split(images, EVALUATION_BATCH)]
-        return torch.cat([torch.from_numpy(session.run(None, {"images": batch})[0]) for batch in batches])
-
-    return predict
+    batches = torch.split(images, EVALUATION_BATCH)
+    return torch.cat([torch.from_numpy(session.run(None, {"images": b.numpy()})[0]) for b in batches])

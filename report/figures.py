@@ -2,23 +2,20 @@
 
 import base64
 import io
-import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import style
-from matplotlib.colors import ListedColormap
+from matplotlib import colormaps, style
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from torch import Tensor
 
+from checkpoint import Run
 from report import scores
 from runtime.errors import printable
-from trained import EpochMetrics
 
 # The colours of Okabe and Ito (2008): colour-blind readers can tell them apart.
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
@@ -34,11 +31,6 @@ class Plot:
 
     png: bytes
     alt: str
-
-    @property
-    def size(self) -> tuple[int, ...]:
-        """Width and height in pixels, from the header of the PNG."""
-        return struct.unpack(">II", self.png[16:24])
 
     @property
     def base64(self) -> str:
@@ -60,12 +52,14 @@ def to_png(figure: Figure) -> bytes:
 
 
 @styled
-def curves(metrics: list[EpochMetrics], best: EpochMetrics) -> Plot:
-    """Draw loss, accuracy and learning rate by epoch, and mark the ``best`` epoch."""
-    figure, split = Figure(figsize=(WIDTH, 6.2)), best.split_name
-    epochs = [row.epoch for row in metrics]
+def curves(run: Run) -> Plot:
+    """Draw loss, accuracy and learning rate by epoch, and mark the best epoch."""
+    metrics, best = run.metrics, run.best
+    assert best is not None
+    figure, epochs = Figure(figsize=(WIDTH, 6.2)), [row.epoch for row in metrics]
     loss, accuracy, rate = figure.subplots(3, sharex=True, height_ratios=[3, 3, 1.4])
-    for name, label, color, marker in [("train", "training set", BLUE, "s"), ("eval", split, RED, "o")]:
+    names = [("train", "training set", BLUE, "s"), ("eval", best.split_name, RED, "o")]
+    for name, label, color, marker in names:
         losses = [getattr(row, f"{name}_loss") for row in metrics]
         # The error rate on a logarithmic scale: on a linear one, all epochs after the third look the same.
         # An epoch without errors is drawn at the upper edge.
@@ -88,22 +82,21 @@ def curves(metrics: list[EpochMetrics], best: EpochMetrics) -> Plot:
     rate.yaxis.set_major_locator(MaxNLocator(3))
     figure.align_ylabels()
     first, last = (f"{row.eval_accuracy:.2f}% in epoch {row.epoch}" for row in (metrics[0], metrics[-1]))
-    alt = f"Loss, accuracy and learning rate by epoch; accuracy on the {split}: {first}, {last}."
+    alt = f"Loss, accuracy and learning rate by epoch; accuracy on the {best.split_name}: {first}, {last}."
     return Plot(to_png(figure), alt)
 
 
 @styled
 def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     """Draw ``counts``, int64 (N, N), images by label (row) and prediction (column), of N ``classes``."""
-    names, size = shorten(classes), len(classes)
-    table, diagonal = counts.numpy(), np.eye(size, dtype=bool)
-    wrong = np.where(diagonal, 0, table)
+    names, size, table = shorten(classes), len(classes), counts.numpy()
+    wrong = np.where(np.eye(size), 0, table)
     most = max(int(wrong.max()), 1)
     figure, font = Figure(figsize=(WIDTH, 5.0)), min(9, 120 / size)
     axes = figure.add_subplot()
     # The diagonal has a flat colour of its own: next to 1,000 on one scale, a count of 5 is invisible.
-    axes.imshow(np.where(wrong > 0, wrong, np.nan), cmap="Oranges", vmin=-most / 4, vmax=1.2 * most)
-    axes.imshow(np.where(diagonal, 1.0, np.nan), cmap=ListedColormap(["#dfe7ee"]))
+    colors = colormaps["Oranges"].with_extremes(bad="#dfe7ee", under="white")
+    axes.imshow(np.where(np.eye(size), np.nan, wrong - 0.5), cmap=colors, vmin=0, vmax=1.2 * most)
     for label, prediction in np.argwhere(table):
         color = "white" if wrong[label, prediction] > 0.6 * most else INK
         count = table[label, prediction]
@@ -203,19 +196,16 @@ def mistakes(
 
 @styled
 def filters(weights: Tensor) -> Plot:
-    """Draw the filters of the first layer, ``weights``, float32 (filters, 1, 3, 3), on one scale."""
+    """Draw the ten filters of the first layer, ``weights``, float32 (10, 1, 3, 3), on one scale."""
     most = float(weights.abs().max()) or 1.0
-    rows = math.ceil(len(weights) / 5)
-    figure = Figure(figsize=(WIDTH, 1.1 + 1.1 * rows))
-    grid = figure.subplots(rows, 5, squeeze=False)
-    for axes in grid.flat[len(weights) :]:
-        axes.set_axis_off()
-    for number, (axes, weight) in enumerate(zip(grid.flat, weights[:, 0].numpy(), strict=False), 1):
+    figure = Figure(figsize=(WIDTH, 3.3))
+    grid = figure.subplots(2, 5)
+    for number, (axes, weight) in enumerate(zip(grid.flat, weights[:, 0].numpy(), strict=True), 1):
         image = axes.imshow(weight, cmap="RdBu_r", vmin=-most, vmax=most)
         axes.set(xticks=[], yticks=[], title=f"{number}")
         axes.grid(False)
         axes.spines[:].set_visible(True)
     bar = figure.colorbar(image, ax=grid, orientation="horizontal", fraction=0.06, aspect=40, label="weight")
     bar.outline.set_visible(False)
-    alt = f"The {len(weights)} 3×3 filters of the first convolution, positive weights red, negative blue."
+    alt = "The ten 3×3 filters of the first convolution, positive weights red, negative blue."
     return Plot(to_png(figure), alt)

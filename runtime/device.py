@@ -6,10 +6,7 @@ from runtime.errors import UsageError, warn
 
 
 def select_device(name: str) -> torch.device:
-    """Return the device called ``name``; 'auto' is the first of cuda, mps and cpu that works.
-
-    A device that is there but doesn't work, such as a GPU that this torch doesn't support, gives a warning.
-    """
+    """Return the device called ``name``; 'auto' is the first of cuda, mps and cpu that works here."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     for kind in [kind for kind in available if available[kind]] if name == "auto" else [name]:
         try:

@@ -1,7 +1,9 @@
 """Shared by the tests of the exported files: networks, PyTorch's results, and a C program."""
 
+import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,20 @@ from trained import load_trained
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "weights" / "best.pt"
-needs_cc = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 Numbers = np.ndarray[Any, Any]
+
+
+def programs_run() -> bool:
+    """Return whether programs can run in the temporary folder, which may be mounted with noexec."""
+    with tempfile.NamedTemporaryFile() as file:
+        os.chmod(file.name, 0o700)
+        return os.access(file.name, os.X_OK)
+
+
+needs_cc = pytest.mark.skipif(
+    shutil.which("cc") is None or not programs_run(),
+    reason="needs a C compiler, and a TMPDIR where programs can run",
+)
 
 CC = "cc -std=c99 -pedantic -Wall -Wextra -Werror -Wconversion -Wshadow -Wundef -Wcast-qual".split()  # noqa: SIM905
 # It reads images from stdin, and writes the prediction and the logits of each to stdout.

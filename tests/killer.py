@@ -24,11 +24,10 @@ import torch._dynamo  # noqa: E402  # the first optimizer of each process would 
 
 import datasets  # noqa: E402
 import main  # noqa: E402
-from config import parse_args  # noqa: E402
 
 # Both have every state that there is: dropout, momentum; the second a running average and a moving schedule.
 RECIPES = (
-    ["--recipe", "original", "--max-lr", "0.3"],
+    ["--recipe", "original", "--lr", "0.3"],
     ["--recipe", "default", "--model-ema-decay", "0.9", "--translation", "1"],
 )
 SHORT = ["--epochs", "4", "--limit-train-batches", "4", "--batch-size", "64", "--holdout", "500"]
@@ -44,7 +43,8 @@ def fork(flags: list[str], log: Path, prepare: Callable[[], None] = lambda: None
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         prepare()
-        main.main(*parse_args(flags))
+        sys.argv = ["main.py", *flags]
+        main.main()
         os._exit(0)
     os._exit(99)
 
@@ -96,6 +96,7 @@ def kill_and_resume(base: Path, runs: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    main.print_summary = lambda model: None  # it takes longer than most of the trainings
     datasets.load_mnist = functools.cache(datasets.load_mnist)
-    datasets.load_mnist(True)  # once, here: it takes longer than most of the trainings
+    datasets.load_mnist(True), datasets.load_mnist(False)  # once, here: reading takes longest
     kill_and_resume(Path(sys.argv[1]), int(sys.argv[2]))

@@ -13,10 +13,11 @@ from conftest import ROOT, Set
 from torch import Tensor
 from torchvision.datasets import KMNIST
 
-import datasets
+import datasets.mnist
 from config import ORIGINAL
-from datasets import MEAN, MNIST, STD, Dataset, describe, load_test, load_train, split_holdout
-from datasets.mnist import load_mnist, load_torchvision
+from datasets import MNIST, load_test, split_holdout
+from datasets.describe import describe, has_mnists_form
+from datasets.torchvision import load_torchvision
 from runtime.errors import UsageError, UserError
 from utils import get_loaders
 
@@ -56,6 +57,7 @@ def test_a_damaged_archive_is_named_with_the_remedy(
     for name in ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
         shutil.copy(ROOT / "data" / "mnist" / name, tmp_path)
     monkeypatch.setattr("datasets.mnist.FOLDER", tmp_path)
+    load_mnist = datasets.mnist.load_mnist  # conftest keeps what the other has read
     load_mnist(train=False)
     path = tmp_path / "t10k-labels-idx1-ubyte.gz"
     content = path.read_bytes()
@@ -70,7 +72,9 @@ def test_a_damaged_archive_is_named_with_the_remedy(
     with pytest.raises(UserError) as caught:
         load_mnist(train=False)
     message = str(caught.value)
-    assert message.startswith(str(path)) and message.endswith(": git checkout data") and "\n" not in message
+    remedy = ": git checkout data/mnist, or copy the folder from another copy of the project"
+    assert message.startswith(f"{path} is missing or damaged (") and message.endswith(remedy)
+    assert "\n" not in message
 
 
 def test_reading_writes_nothing() -> None:
@@ -84,9 +88,24 @@ def test_reading_writes_nothing() -> None:
 
 def test_measuring_mnist_gives_its_constants(train_set: Set) -> None:
     std, mean = torch.std_mean(train_set[0] / 255)
-    assert round(mean.item(), 4) == MEAN and round(std.item(), 4) == STD
-    measured = describe("folder", MNIST.classes, train_set[0])
-    assert measured == Dataset("folder", MNIST.classes, MEAN, STD, True, True, None)
+    assert (round(mean.item(), 4), round(std.item(), 4)) == (MNIST.mean, MNIST.std) == (0.1307, 0.3081)
+    assert describe("folder", MNIST.classes, train_set[0]) == replace(MNIST, name="folder")
+    with pytest.raises(UserError, match="kmnist: its folder has MNIST's images in place of its own"):
+        describe("kmnist", MNIST.classes, train_set[0])
+
+
+def test_mnists_form_against_a_loop(train_set: Set) -> None:
+    images = torch.cat(
+        [train_set[0][:200], train_set[0][:50].roll(1, dims=1), train_set[0][:50].rot90(dims=(1, 2))]
+    )
+    images = torch.cat([images, images.new_zeros(1, 28, 28)])
+    for image, found in zip(images, has_mnists_form(images), strict=True):
+        rows, columns = image.nonzero(as_tuple=True)
+        ink = image[rows, columns].double()
+        expected = len(ink) > 0 and max(len(rows.unique()), len(columns.unique())) == 20
+        for places in (rows, columns):
+            expected = expected and abs((places * ink).sum() / ink.sum() - 14) <= 0.5
+        assert bool(expected) == bool(found)
 
 
 def test_the_form_of_the_images_is_measured(train_set: Set) -> None:
@@ -113,14 +132,13 @@ def test_holdout_is_stratified_disjoint_and_always_the_same(train_set: Set) -> N
     assert torch.equal(split_holdout(labels, 10_000)[1], held_out)
 
 
-def test_with_a_holdout_the_test_set_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def training_set_only(train: bool) -> Set:
-        assert train, "the test set was read"
-        return load_mnist(train)
-
-    monkeypatch.setattr(datasets, "load_mnist", training_set_only)
+def test_what_is_held_out_is_evaluated_in_place_of_the_test_set(train_set: Set) -> None:
     train_loader, holdout_loader = get_loaders(replace(ORIGINAL, holdout=10_000), CPU)
-    assert len(train_loader.labels) == 50_000 and len(holdout_loader.labels) == 10_000
+    kept, held_out = split_holdout(train_set[1], 10_000)
+    for loader, index in ((train_loader, kept), (holdout_loader, held_out)):
+        assert torch.equal(loader.images, train_set[0][index]) and torch.equal(
+            loader.labels, train_set[1][index]
+        )
 
 
 def write_idx(path: Path, content: Tensor) -> None:
@@ -148,15 +166,17 @@ def test_a_holdout_of_all_images_is_refused(kmnist: Path) -> None:
 
 
 def test_kmnist_is_read_and_measured(kmnist: Path, test_set: Set) -> None:
-    dataset, (images, labels) = load_train("kmnist", str(kmnist))
+    dataset, (images, labels), test = datasets.load("kmnist", str(kmnist))
     assert torch.equal(images, test_set[0][:200]) and torch.equal(labels, test_set[1][:200])
     assert dataset.name == "kmnist" and dataset.classes == tuple(KMNIST.classes)
     pixels = test_set[0][:200].double() / 255
     assert dataset.mean == round(pixels.mean().item(), 4)
     assert dataset.std == round(pixels.std(unbiased=False).item(), 4)
-    assert dataset.target_accuracy is None
-    images, labels = load_test(dataset, str(kmnist))
-    assert torch.equal(images, test_set[0][200:250]) and torch.equal(labels, test_set[1][200:250])
+    content = (test_set[0][:200].numpy().tobytes(), test_set[1][:200].numpy().tobytes())
+    assert dataset.train_hash == hashlib.sha256(b"".join(content)).hexdigest() != dataset.test_hash
+    assert dataset.path == str(kmnist)
+    for images, labels in (test, load_test(dataset)):
+        assert torch.equal(images, test_set[0][200:250]) and torch.equal(labels, test_set[1][200:250])
     loader = get_loaders(replace(ORIGINAL, dataset="kmnist"), CPU, str(kmnist))[1]
     data = torch.cat([data for data, _ in loader])
     expected = (pixels.new_tensor(test_set[0][200:250].numpy()) / 255 - dataset.mean) / dataset.std
@@ -178,9 +198,9 @@ def test_a_damaged_file_of_torchvision_is_named(harm: str, kmnist: Path) -> None
     else:
         shutil.copy(labels, images)
     with pytest.raises(UserError, match=r"train-\* are damaged .*: delete them") as caught:
-        load_torchvision("kmnist", str(kmnist), train=True)
+        load_torchvision("kmnist", "KMNIST", str(kmnist), train=True)
     assert str(raw) in str(caught.value) and "\n" not in str(caught.value)
-    load_torchvision("kmnist", str(kmnist), train=False)
+    load_torchvision("kmnist", "KMNIST", str(kmnist), train=False)
 
 
 def test_if_the_download_fails_the_missing_files_are_named(
@@ -190,19 +210,30 @@ def test_if_the_download_fails_the_missing_files_are_named(
     raw = kmnist / "KMNIST" / "raw"
     (raw / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(UserError) as caught:
-        load_torchvision("kmnist", str(kmnist), train=True)
+        load_torchvision("kmnist", "KMNIST", str(kmnist), train=True)
     remedy = f"fetch t10k-labels-idx1-ubyte.gz from http://127.0.0.1:9/ and gunzip them into {raw}"
     assert str(caught.value).startswith("kmnist can't be downloaded (") and str(caught.value).endswith(remedy)
     shutil.rmtree(kmnist)
     with pytest.raises(UserError) as caught:
-        load_torchvision("kmnist", str(kmnist), train=True)
+        load_torchvision("kmnist", "KMNIST", str(kmnist), train=True)
     assert all(f"{name}.gz" in str(caught.value) for name in PUBLISHED) and "\n" not in str(caught.value)
 
 
-def test_mnists_files_in_place_of_another_data_sets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load", lambda name, data_path, train: (load_mnist(train), MNIST.classes))
-    with pytest.raises(UserError, match="data has MNIST's images in place of those of kmnist"):
-        load_train("kmnist", "data")
+def test_a_changed_test_set_is_named(kmnist: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset, _, _ = datasets.load("kmnist", str(kmnist))
+    load_test(dataset)
+    assert capsys.readouterr().err == ""
+    write_idx(kmnist / "KMNIST" / "raw" / "t10k-labels-idx1-ubyte", torch.ones(50, dtype=torch.uint8))
+    load_test(dataset)
+    assert f"warning: {kmnist}: not the test set of the training run" in capsys.readouterr().err
+    with pytest.raises(UserError, match="training and test set differ in the classes x"):
+        load_test(replace(dataset, classes=(*dataset.classes, "x")))
+
+
+def test_mnist_needs_no_path_and_says_so_once(capsys: pytest.CaptureFixture[str], train_set: Set) -> None:
+    dataset, (images, _), _ = datasets.load("mnist", "/somewhere")
+    assert dataset == MNIST and torch.equal(images, train_set[0])
+    assert capsys.readouterr().err == "warning: --data-path is not used: MNIST is included\n"
 
 
 @pytest.mark.slow
@@ -215,9 +246,9 @@ def test_fashion_mnist_as_published(tmp_path: Path) -> None:
         if not archive.exists():
             pytest.skip("needs Debian's package: apt-get install dataset-fashion-mnist")
         (raw / name).write_bytes(gzip.decompress(archive.read_bytes()))
-    dataset, (images, labels) = load_train("fashion-mnist", str(tmp_path))
+    dataset, (images, labels), test = datasets.load("fashion-mnist", str(tmp_path))
     assert dataset.classes[9] == "Ankle boot" and labels.bincount().tolist() == [6000] * 10
     # The figures that most projects use.
     assert (dataset.mean, dataset.std) == (0.286, 0.353)
     assert (dataset.light_on_dark, dataset.digit_like) == (True, False)
-    assert images.shape == (60_000, 28, 28) and len(load_test(dataset, str(tmp_path))[1]) == 10_000
+    assert images.shape == (60_000, 28, 28) and len(test[1]) == 10_000

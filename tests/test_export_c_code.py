@@ -14,6 +14,8 @@ from datasets import MNIST, load_mnist
 from export import c_code, c_int8
 from model import Net
 
+pytestmark = pytest.mark.arithmetic
+
 # Reads images from stdin, and writes the predictions of both headers, two bytes an image, to stdout.
 BOTH = """
 #include "net_int8.h"
@@ -71,7 +73,7 @@ def test_any_number_of_classes_of_any_names(count: int, monkeypatch: pytest.Monk
         expected = model((images[:, None].float() / 255 - 0.6) / 0.25)
     header = c_code.write(model, dataset)
     assert header.isascii() and header.count(b"{{arrays}}") == (count > 4)
-    torch.testing.assert_close(c_code.load(header, "net", count)(images), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(c_code.run(header, "net", count, images), expected, rtol=0, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,7 @@ def headers() -> dict[str, bytes]:
     return {"net.h": c_code.write(trained_net()), "net_int8.h": c_int8.write(trained_net())}
 
 
+@needs_cc
 @pytest.mark.parametrize(
     ("compiler", "standard"),
     [("cc", "c99"), ("c++", "c++11"), ("clang", "c99"), ("clang++", "c++11")],

@@ -12,6 +12,8 @@ from export import onnx_file
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
+pytestmark = pytest.mark.arithmetic
+
 
 def run_onnx(content: bytes, images: Tensor) -> Numbers:
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

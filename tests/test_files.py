@@ -1,11 +1,15 @@
-import errno
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from runtime.errors import UserError
-from runtime.files import locked, read_table, replace_file, write_table
+from runtime.files import locked, replace_file, write_table
+from runtime.tables import read_table
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the messages are POSIX's")
@@ -35,33 +39,24 @@ def test_replace_file_keeps_links_and_devices(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_a_lock_is_on_a_file_that_is_open_for_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On NFS, other machines respect only such a lock."""
-    fcntl = pytest.importorskip("fcntl")
-    modes: list[int] = []
-    monkeypatch.setattr(fcntl, "flock", lambda file, _: modes.append(fcntl.fcntl(file, fcntl.F_GETFL)))
-    with locked(tmp_path):
-        assert [mode & os.O_ACCMODE for mode in modes] in ([os.O_WRONLY], [os.O_RDWR])
-
-
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO])
-def test_a_file_system_without_locks(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    fcntl = pytest.importorskip("fcntl")
-
-    def fail(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", fail)
-    if code == errno.EIO:
-        with pytest.raises(OSError, match="Input/output error"), locked(tmp_path):
-            pass
-        return
-    with locked(tmp_path):
-        assert capsys.readouterr().err.startswith(f"warning: {tmp_path} can't be locked here")
+@pytest.mark.skipif(os.name != "posix", reason="the permissions are POSIX's")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755, 0o666])
+def test_replace_file_keeps_the_mode(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    (tmp_path / "link").symlink_to(path)
+    for name in ("file", "link"):
+        replace_file(tmp_path / name, name.encode())
+        assert path.read_bytes() == name.encode() and path.stat().st_mode & 0o7777 == mode
+    write_table(path, [{"a": 1}])
+    assert path.stat().st_mode & 0o7777 == mode
+    old = os.umask(0o027)
+    try:
+        replace_file(tmp_path / "new", b"new")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "new").stat().st_mode & 0o7777 == 0o640
 
 
 @pytest.mark.parametrize(
@@ -87,12 +82,31 @@ def test_a_damaged_or_foreign_table_is_named(content: str | bytes, tmp_path: Pat
     assert path.read_text() == "seed,last,more\n0,98,\n1,99,x\n"
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from runtime.files import locked
+with locked(Path(sys.argv[1])):
+    print("here", flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_only_one_process_is_in_a_folder(tmp_path: Path) -> None:
-    pytest.importorskip("fcntl")
     (tmp_path / ".best.pt.123.tmp").write_bytes(b"half")
-    with locked(tmp_path):
-        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-        with pytest.raises(UserError, match="in use"), locked(tmp_path):
+    (tmp_path / ".notes.tmp").write_bytes(b"mine")
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline().strip() == b"here"
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".notes.tmp"]
+        line = f"^{re.escape(str(tmp_path))} is in use by another process"
+        with pytest.raises(UserError, match=line), locked(tmp_path):
             pass
+        other.kill()  # as a power cut: nothing is tidied up
+    with locked(tmp_path), pytest.raises(UserError, match="in use"), locked(tmp_path):
+        pass
+    with pytest.raises(ZeroDivisionError), locked(tmp_path):
+        raise ZeroDivisionError
     with locked(tmp_path):
         pass

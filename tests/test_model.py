@@ -1,13 +1,18 @@
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
 from main import print_summary
-from model import Net
+from model import Net, count_parameters
+
+pytestmark = pytest.mark.arithmetic
 
 LAYERS = [  # name in the original's table, output shape, parameters
     *[("Conv2d", (10, 28, 28), 100), ("BatchNorm2d", (10, 28, 28), 20), ("Dropout", (10, 28, 28), 0)],
@@ -23,8 +28,11 @@ LAYERS = [  # name in the original's table, output shape, parameters
 
 
 def test_parameter_count() -> None:
-    assert sum(p.numel() for p in Net().parameters()) == 9798
-    assert sum(p.numel() for p in Net().parameters() if p.requires_grad) == 9798
+    model = Net()
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(model) == 9798
+    model.conv1.requires_grad_(False)
+    assert count_parameters(model) == 9798 and count_parameters(model, trainable=True) == 9798 - 100
+    assert count_parameters(Net(num_classes=3)) == 9798 - 7 * 17
 
 
 def test_shapes_and_parameters_layer_by_layer() -> None:
@@ -39,16 +47,6 @@ def test_shapes_and_parameters_layer_by_layer() -> None:
         module.register_forward_hook(note)
     model(torch.randn(3, 1, 28, 28))
     assert seen == LAYERS
-
-
-@pytest.mark.parametrize("width, narrow, wide", [(0.5, 5, 8), (3.0, 30, 48)])
-def test_width_multiplies_the_hidden_channels(width: float, narrow: int, wide: int) -> None:
-    model = Net(num_classes=7, width=width)
-    assert model(torch.randn(2, 1, 28, 28)).shape == (2, 7)
-    between = 9 * narrow * wide * 3 + 9 * wide * wide * 2 + narrow * wide * 2  # 3×3, 3×3, 1×1
-    biases_and_norms = 3 * narrow + 2 * narrow + 3 * 5 * wide
-    count = sum(p.numel() for p in model.parameters())
-    assert count == 9 * narrow + between + biases_and_norms + 7 * wide + 7
 
 
 @pytest.mark.parametrize("count", [1, 128])
@@ -127,7 +125,7 @@ def test_summary_is_the_original_table_and_disturbs_nothing() -> None:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         print_summary(model)
-    assert out.getvalue() == (Path(__file__).parent / "summary.txt").read_text()
+    assert out.getvalue() == (Path(__file__).parent / "summary.txt").read_text(encoding="utf-8")
     assert torch.equal(torch.get_rng_state(), state)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -135,3 +133,22 @@ def test_summary_is_the_original_table_and_disturbs_nothing() -> None:
 
 def test_dropout_is_in_each_block_as_it_is_told() -> None:
     assert [m.p for m in Net(0.25).modules() if isinstance(m, nn.Dropout)] == [0.25] * 6
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_tools_of_torch_take_the_network_as_it_is() -> None:
+    model, x = Net().eval(), torch.randn(4, 1, 28, 28)
+    expected = model(x)
+    compiled: Any = torch.compile(model, backend="eager", fullgraph=True)  # a graph break would be an error
+    tools: list[Callable[[Tensor], Tensor]] = [
+        *(compiled, torch.jit.script(model), torch.fx.symbolic_trace(model)),
+        torch.jit.trace(model, x),  # type: ignore[no-untyped-call]
+        torch.export.export(model, (x,)).module(),
+    ]
+    for tool in tools:
+        torch.testing.assert_close(tool(x), expected)
+    program = torch.export.export(Net().train(), (x,))
+    assert sum("dropout" in str(node.target) for node in program.graph.nodes) == 6
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Net()(x).float().sum().backward()  # type: ignore[no-untyped-call]
+    update_bn(list(torch.randn(4, 16, 1, 28, 28)), model)

@@ -23,7 +23,7 @@ def diverged(seed: int) -> Row:
 
 def test_figures_by_hand() -> None:
     rows = [row(1, 99.3, 99.41, 99.39), row(2, 99.2, 99.3, 99.35), row(3, 99.1, 99.39, 99.46)]
-    figures = summary.figures(rows, 99.4, "last")
+    figures = summary.figures(rows, 99.4)
     # mean 99.4, deviation sqrt((0.01² + 0.05² + 0.06²) / 2) = 0.0557, half-width 4.303 · 0.0557 / √3 = 0.138
     assert (figures["n"], figures["mean, %"], figures["standard deviation"]) == ("3", "99.400", "0.056")
     assert figures["95 % interval (Student)"] == "99.262 to 99.538"
@@ -31,8 +31,8 @@ def test_figures_by_hand() -> None:
     medians = [value for name, value in figures.items() if name.startswith("median ")]
     assert medians == ["2.5", "25.0", "30.0"]
     # (99.4 - 99.3) / (0.0557 / √3) = 3.11; Student with 2 degrees: 0.5 - 3.11 / (2 √(2 + 3.11²)) = 0.045
-    assert summary.figures(rows, 99.3, "last")["p of a t-test against 99.3 %"] == "0.045"
-    figures = summary.figures([*rows, diverged(4)], 99.4, "last")
+    assert summary.figures(rows, 99.3)["p of a t-test against 99.3 %"] == "0.045"
+    figures = summary.figures([*rows, diverged(4)], 99.4)
     assert figures["n"] == "3" and figures["mean, %"] == "99.400 (1 of 4 diverged)"
     assert figures["95 % interval (Student)"] == figures["p of a t-test against 99.4 %"] == "–"
     # Wilson, z = 1.96: (0.5 + z²/8 ± z √(0.25/4 + z²/64)) / (1 + z²/4)

@@ -1,4 +1,4 @@
-"""The sweep in one process: its runs against those of main.py, what is a result, and any path."""
+"""A sweep in one process: its command line, its runs against those of main.py, its rows, and any path."""
 
 import contextlib
 import csv
@@ -20,17 +20,15 @@ from PIL import Image
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
-import main as experiment
 from benchmarks import sweep
-from benchmarks.arguments import parse_sweep
+from benchmarks.arguments import parse_sweep, sweep_name
 from benchmarks.summary import Row
-from checkpoint import Progress, versions
-from config import ORIGINAL, RECIPES, Config, Options, parse_args
-from datasets import MEAN, MNIST, STD
+from config import DEFAULT, FAST, ORIGINAL, RECIPES, Config, Options, parse_args
+from datasets import Dataset, Images
+from main import train_run
 from model import Net
 from runtime.errors import DivergedError, UsageError, UserError
-from runtime.files import write_table
-from utils import DeviceLoader, get_test_loader
+from utils import DeviceLoader, get_eval_loader, normalize
 
 SHORT = "--recipe original --epochs 6 --limit-train-batches 6 --holdout 500 --device cpu".split()  # noqa: SIM905
 SHORTER = [*SHORT, "--epochs", "2", "--limit-train-batches", "3"]
@@ -46,29 +44,85 @@ def sweep_in(folder: Path, *flags: str) -> None:
     """Do in this process what the command does; without Ray."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "set_num_threads", lambda count: None)
-        sweep.main(*parse_sweep(["--output-dir", str(folder), "--jobs", "1", *flags]))
+        patch.setattr(sys, "argv", ["sweep.py", "--output-dir", str(folder), "--jobs", "1", *flags])
+        sweep.main()
 
 
 def run_sweep(folder: Path, *flags: str, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(ROOT / "benchmarks" / "sweep.py"), "--output-dir", str(folder), *flags]
+    command = [sys.executable, "-m", "benchmarks.sweep", "--output-dir", str(folder), *flags]
     return subprocess.Popen(
         command,
         env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=folder,
+        cwd=ROOT,
     )
 
 
 def test_mistakes_answer_in_one_line(tmp_path: Path) -> None:
-    done = run_sweep(tmp_path, "--grid", "max_lr=0.1", "--holdout", "0")
-    out, err = done.communicate(timeout=60)
-    assert done.returncode == 2 and out == "" and err.count("\n") == 1 and err.startswith("sweep.py: error: ")
+    out, err = (process := run_sweep(tmp_path, "--grid", "lr=0.1", "--holdout", "0")).communicate(timeout=60)
+    assert process.returncode == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith("sweep.py: error: ")
+
+
+def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
+    flags = ["--output-dir", str(tmp_path), "--recipe", "fast", "--epochs", "3"]
+    configs = parse_sweep([*flags, "--grid", "lr=0.25,0.3,0.30 interpolation=bilinear,nearest"]).configs
+    assert [(c.lr, c.interpolation) for c in configs] == [
+        *((0.25, "bilinear"), (0.25, "nearest"), (0.3, "bilinear"), (0.3, "nearest"))
+    ]
+    assert {(c.recipe, c.epochs, c.holdout, c.target_accuracy) for c in configs} == {("fast", 3, 10_000, 0)}
+    assert list(configs.values())[1] == "--lr=0.25 --interpolation=nearest"
+    names = [sweep_name(config, "/data") for config in [*configs, DEFAULT, FAST]]
+    assert len(set(names)) == 6 and names[0] == "fast-epochs=3-holdout=10000-lr=0.25"
+    configs = parse_sweep([*flags, "--grid", "dropout=0.1", "--holdout", "500"]).configs
+    assert [config.holdout for config in configs] == [500]
+
+
+def test_names_fit_any_file_system_and_differ() -> None:
+    pictures = replace(DEFAULT, dataset="folder")
+    paths = ["/a", "/七", "/" + "七" * 80, "/" + "七" * 81, os.fsdecode(b"/\xff")]
+    configs = [(pictures, path) for path in paths]
+    for dataset, deterministic in itertools.product(("mnist", "folder"), (False, True)):
+        config = replace(DEFAULT, dataset=dataset, use_deterministic_algorithms=deterministic)
+        for name in (name for name, value in vars(config).items() if type(value) is float):
+            object.__setattr__(config, name, 0.123456789)  # within range or not
+        configs.append((config, "/a"))
+    names = [sweep_name(config, path) for config, path in configs]
+    assert sweep_name(configs[-4][0], "/b") in names  # MNIST's path has no effect
+    assert len(set(names)) == len(names)
+    assert all(name.isascii() and len(name) < 200 and "/" not in name for name in names)
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        ("--grid lr=0.1 --holdout 0", "--holdout"),
+        ("--grid holdout=200,100", "holdout"),
+        ("--grid speed=1,2", "speed"),
+        ("--grid seed=1,2", "seed"),
+        ("--grid lr", "lr"),
+        ("--grid lr=fast", "--lr"),
+        ("--grid dropout=0.1,2", "--dropout"),
+        ("--grid=", "--grid"),
+        ("--seeds 0", "--seeds"),
+        ("--jobs 2 --address 127.0.0.1:1", "--jobs|--address"),
+        ("--address somehost", "--address: must be HOST:PORT, not somehost"),
+        ("--seed 3", "--seed"),
+        ("--target-accuracy 99", "--target-accuracy"),
+        ("--resume runs/a", "--resume"),
+        ("--recipe Best", "--recipe"),
+        ("--epoch 3", "--epoch"),
+    ],
+)
+def test_refused(flags: str, named: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=named):
+        parse_sweep(["--output-dir", str(tmp_path), *flags.split()])
 
 
 def weights(folder: Path) -> list[torch.Tensor]:
-    return list(torch.load(folder / "last.pt", weights_only=True)["model"].values())
+    return list(torch.load(folder / "last.pt", weights_only=True)["training"]["model"].values())
 
 
 def rows_of(folder: Path) -> tuple[list[Row], Path]:
@@ -85,8 +139,8 @@ def check_against_main(folder: Path, flags: list[str], alone: Path, seeds: list[
         if int(row["seed"]) not in seeds:
             continue
         single = alone / row["seed"]
-        experiment.main(
-            *parse_args([*flags, "--seed", row["seed"], "--no-early-stopping", "--output-dir", str(single)])
+        train_run(
+            *parse_args([*flags, "--seed", row["seed"], "--target-accuracy=0", "--output-dir", str(single)])
         )
         pairs = zip(weights(runs / f"seed-{row['seed']}"), weights(single), strict=True)
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
@@ -100,17 +154,15 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two seeds, one after the other, on 500 test images; stdout is in the file "out"."""
     folder = tmp_path_factory.mktemp("swept")
 
-    def few(*args: object) -> DeviceLoader:
-        loader = get_test_loader(*args)  # type: ignore[arg-type]
-        loader.images, loader.labels = loader.images[:500], loader.labels[:500]
-        return loader
+    def few(dataset: Dataset, data: Images, device: str) -> DeviceLoader:
+        return get_eval_loader(dataset, (data[0][:500], data[1][:500]), device)
 
     with (
         pytest.MonkeyPatch.context() as patch,
         open(folder / "out", "w", encoding="utf-8") as out,
         contextlib.redirect_stdout(out),
     ):
-        patch.setattr(sweep, "get_test_loader", few)
+        patch.setattr(sweep, "get_eval_loader", few)
         sweep_in(folder, *SHORTER, "--seeds", "2")
     return folder
 
@@ -120,9 +172,7 @@ def test_runs_without_ray_are_those_of_main(swept: Path, tmp_path: Path, test_se
     check_against_main(swept, SHORTER, tmp_path, seeds=[2])
     out = (swept / "out").read_text(encoding="utf-8")
     assert "seed-1: " in out and "(1 of 2 runs" in out and "(2 of 2 runs" in out
-    assert "seeds 1 to 2; CPU with " in out and "last, after the last epoch:\n" in out
-    assert "best_on_test, of best.pt on the test set:\n" in out
-    assert out.count("reached 99.4 %") == 1  # by epochs that were evaluated on held-out images
+    assert "seeds 1 to 2; CPU with " in out and "\nmean, % " in out and "\nbest.pt on the test set" in out
     rows, runs = rows_of(swept)
     assert [row["seed"] for row in rows] == ["1", "2"]
     for row in rows:
@@ -131,7 +181,7 @@ def test_runs_without_ray_are_those_of_main(swept: Path, tmp_path: Path, test_se
         model.load_state_dict(best)
         images, labels = (half[:500] for half in test_set)
         with torch.no_grad():
-            predictions = model(((images / 255 - MEAN) / STD).unsqueeze(1)).argmax(dim=1)
+            predictions = model(normalize(images[:, None])).argmax(dim=1)
         correct = int((predictions == labels).sum())
         assert float(row["best_on_test"]) == pytest.approx(100 * correct / 500, abs=0.21)
     assert Path(f"{runs}.png").read_bytes().startswith(b"\x89PNG")
@@ -150,20 +200,10 @@ def test_rows_of_other_settings_stay_and_do_not_count(
     assert rows_of(tmp_path)[0] == rows
 
 
-def test_a_row_without_all_its_epochs_is_refused(swept: Path, tmp_path: Path) -> None:
-    rows, runs = rows_of(swept)
-    rows[1]["accuracy_by_epoch"] = rows[1]["last"]
-    write_table(tmp_path / f"{runs.name}.csv", rows)
-    with pytest.raises(UserError, match="is damaged: epochs are missing"):
-        sweep_in(tmp_path, *SHORTER, "--seeds", "2")
-
-
 @pytest.mark.parametrize(
     "old, new",
     [
-        ("\n2,", "\ntwo,"),  # a seed
         (",9", ",9,"),  # a column more
-        (",1", ",I"),  # an accuracy or a time
         ("seed", "epoch"),  # another table
         ("\n1,", "\n\xff1,"),  # not text: written as Latin-1
     ],
@@ -179,36 +219,16 @@ def test_a_damaged_table_is_one_line(old: str, new: str, swept: Path, tmp_path: 
     assert table.read_bytes() == damaged
 
 
-def test_the_progress_survives_a_damaged_file(tmp_path: Path) -> None:
-    """metrics.csv of a run, saved by a spreadsheet: counted as nothing, and hours of training go on."""
-    for name, content in (("a", b"epoch;eval_accuracy\n1;9\n"), ("b", b"\xff"), ("c", b"eval_accuracy\nx\n")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "metrics.csv").write_bytes(content)
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "metrics.csv").write_text("eval_accuracy\n98.7\n")
-    runs = {tmp_path / name: replace(ORIGINAL, epochs=2) for name in "abcde"}
-    assert sweep.progress_of(runs, 0)[1] == "d 1/2 98.70 %"
-
-
-def test_a_run_with_an_earlier_version_of_its_teacher_becomes_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    states = torch.load(ROOT / RECIPES["best"].teacher, weights_only=True)["model"]
-    progress = Progress(RECIPES["best"], "cpu", "data", MNIST, versions(), teacher_width=3.0)
-    monkeypatch.setattr(sweep, "load_run", lambda folder: (progress, {"teacher": states}))
-    sweep.check_teacher(Path("runs"), RECIPES["best"])
-    states["conv1.bias"][0] += 1
-    with pytest.raises(UsageError, match=r"runs has another weights/teacher\.pt; name a new folder"):
-        sweep.check_teacher(Path("runs"), RECIPES["best"])
-
-
 def test_a_run_that_diverges_is_a_row_and_not_tried_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A real divergence, which comes before the first report of the loss."""
-    flags = "--recipe original --schedule-interval batch --momentum 0.9999 --lr 0.01 --batch-size 16".split()  # noqa: SIM905
-    flags += "--epochs 1 --limit-train-batches 26 --holdout 100 --device cpu --seeds 1".split()  # noqa: SIM905
+    """A real divergence: each step at a rate of 100 multiplies the weights by -99."""
+    flags = "--recipe original --schedule-interval batch --div-factor 1 --weight-decay 1".split()  # noqa: SIM905
+    flags += "--batch-size 16 --epochs 1 --limit-train-batches 26 --holdout 100".split()  # noqa: SIM905
+    flags += ["--device", "cpu", "--seeds", "1"]
     for printed in ("(2 of 2 runs", "| – (1 of 1 diverged) |"):
         with pytest.raises(UserError, match="1 of 2 runs diverged, seed 1: the loss became nan"):
-            sweep_in(tmp_path, *flags, "--grid", "max_lr=0.02,100")
+            sweep_in(tmp_path, *flags, "--grid", "lr=0.02,100")
         assert printed in capsys.readouterr().out
         for path in tmp_path.glob("*/seed-1"):
             shutil.rmtree(path)  # it would be trained again without a row
@@ -232,13 +252,13 @@ def test_any_other_error_ends_the_sweep_and_leaves_no_row(
 ) -> None:
     tried: list[int] = []
 
-    def main(config: Config, options: Options) -> None:
+    def train_run(config: Config, options: Options) -> None:
         tried.append(config.seed)
         if config.seed == 2 and len(tried) < 3:
             raise error
         raise DivergedError("the loss became nan")
 
-    monkeypatch.setattr("main.main", main)
+    monkeypatch.setattr(sweep, "train_run", train_run)
     with pytest.raises(UserError, match=re.escape(str(error).partition("\n")[0]) or "MemoryError") as caught:
         sweep_in(tmp_path, "--seeds", "3")
     assert "\n" not in str(caught.value) and "the same command continues" in str(caught.value)
@@ -255,18 +275,31 @@ def test_a_run_is_resumed_with_the_sweeps_device_and_loses_nothing(
 ) -> None:
     given: list[frozenset[str]] = []
 
-    def main(config: Config, options: Options) -> None:
+    def train_run(config: Config, options: Options) -> None:
         given.append(options.given)
         raise DivergedError("the loss became nan")
 
-    monkeypatch.setattr("main.main", main)
-    for name in ("seed-1/last.pt", "seed-2/best.pt", "seed-3/metrics.csv"):
+    monkeypatch.setattr(sweep, "train_run", train_run)
+    for name in ("seed-1/last.pt", "seed-2/of-the-user.txt"):
         (tmp_path / "default" / name).parent.mkdir(parents=True)
         (tmp_path / "default" / name).touch()
-    with pytest.raises(UserError, match="3 of 3 runs diverged"):
-        sweep_in(tmp_path, "--seeds", "3", "--device", "cpu")
+    with pytest.raises(UserError, match="2 of 2 runs diverged"):
+        sweep_in(tmp_path, "--seeds", "2", "--device", "cpu")
     assert {"device", "recipe"} <= given[0] and "data_path" not in given[0]
-    assert [path.name for path in sorted(tmp_path.glob("default/*/*"))] == ["last.pt", "best.pt"]
+    assert {path.name for path in tmp_path.glob("default/*/*")} - {".lock"} == {"last.pt", "of-the-user.txt"}
+
+
+def test_a_folder_of_the_user_is_not_deleted(tmp_path: Path) -> None:
+    """A start that was killed has left a lock at most, and a half-written file, which counts for nothing."""
+    for seed, name in (("1", ".last.pt.123.tmp"), ("2", "best.pt")):
+        (tmp_path / "original-epochs=1-holdout=500-limit_train_batches=1" / f"seed-{seed}").mkdir(
+            parents=True
+        )
+        next(tmp_path.glob(f"*/seed-{seed}")).joinpath(name).write_text("kept")
+    with pytest.raises(UsageError, match=r"--output-dir: .*seed-2 is not empty"):
+        sweep_in(tmp_path, *SHORT, "--epochs=1", "--limit-train-batches=1", "--seeds=2")
+    assert [row["seed"] for row in rows_of(tmp_path)[0]] == ["1"]
+    assert next(tmp_path.glob("*/seed-2")).joinpath("best.pt").read_text() == "kept"
 
 
 def make_pictures(folder: Path) -> None:
@@ -318,11 +351,11 @@ def test_output_that_cannot_be_encoded_is_escaped(tmp_path: Path) -> None:
 
 
 def test_a_log_takes_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def main(config: Config, options: Options) -> None:
+    def train_run(config: Config, options: Options) -> None:
         print("七", os.fsdecode(b"\xff"))
         raise DivergedError("the loss became nan")
 
-    monkeypatch.setattr("main.main", main)
+    monkeypatch.setattr(sweep, "train_run", train_run)
     with pytest.raises(UserError, match="1 of 1 runs diverged"):
         sweep_in(tmp_path, "--seeds", "1")
     assert (rows_of(tmp_path)[1] / "seed-1.log").read_text(encoding="utf-8") == "七 \\udcff\n"
@@ -333,5 +366,5 @@ def test_missing_packages_are_named_before_any_training(monkeypatch: pytest.Monk
     for name in ("summary", "sweep"):
         monkeypatch.delitem(sys.modules, f"benchmarks.{name}")
         monkeypatch.delattr(f"benchmarks.{name}")
-    with pytest.raises(UserError, match="pip install matplotlib scipy"):
+    with pytest.raises(SystemExit, match=r"^error: .*scipy.*: pip install matplotlib scipy$"):
         importlib.import_module("benchmarks.sweep")

@@ -11,6 +11,8 @@ from model import Net
 from test import test as evaluate
 from utils import EVALUATION_BATCH, DeviceLoader, normalize
 
+pytestmark = pytest.mark.arithmetic
+
 CPU = torch.device("cpu")
 test_by_name = evaluate  # a name that pytest collects, if the function lets it
 

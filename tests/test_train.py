@@ -9,31 +9,36 @@ import torch.nn.functional as F
 from conftest import Set
 from torch import Tensor, nn
 from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
 
 from config import ORIGINAL
 from model import Net
 from runtime.cpu import speed_up
 from runtime.errors import UserError
 from test import test as run_test
-from train import advance, make_optimizer, train
+from train import train
 from utils import DeviceLoader, normalize
+
+pytestmark = pytest.mark.arithmetic
 
 CPU = torch.device("cpu")
 
 
-def make_loader(train_set: Set, count: int, batch_size: int = 64, limit: int | None = None) -> DeviceLoader:
+def make_loader(train_set: Set, count: int, batch_size: int = 64, limit: int = 0) -> DeviceLoader:
     images, labels = train_set
     config = replace(ORIGINAL, seed=0, limit_train_batches=limit)
     return DeviceLoader(images[:count], labels[:count], batch_size, config=config)
 
 
 def test_learns_from_real_images(train_set: Set) -> None:
+    """The learning rate falls in the end, as batch norm's running averages need weights that have settled."""
     torch.manual_seed(0)
     model = speed_up(Net())
-    optimizer = SGD(model.parameters(), lr=0.2, momentum=0.9)
+    optimizer = SGD(model.parameters(), lr=0.02, momentum=0.9)
+    scheduler = OneCycleLR(optimizer, max_lr=0.2, total_steps=100, div_factor=10)
     loader = make_loader(train_set, 60_000, 64, limit=100)
-    _, accuracy = train(model, CPU, loader, optimizer=optimizer, epoch=1)
-    assert accuracy > 60  # chance is 10; it reaches about 76
+    _, accuracy = train(model, CPU, loader, optimizer=optimizer, epoch=1, scheduler=scheduler)
+    assert accuracy > 50  # chance is 10; it reaches about 68
     model.eval()
     with torch.no_grad():
         batches = torch.split(normalize(train_set[0][-2000:, None]), 250)
@@ -45,7 +50,9 @@ def test_returns_and_shows_what_happened(train_set: Set, capsys: pytest.CaptureF
     """Against a loop written out, with a learning rate of 0, where the order can't matter."""
     model = Net(dropout=0.0).train()
     losses, correct, last = [], 0, 0.0
-    for images, target in make_loader(train_set, 1000, 300):
+    loader = make_loader(train_set, 1000, 300)
+    loader.epoch = 7
+    for images, target in loader:
         log_probs = model(images)
         last = F.nll_loss(log_probs, target).item()
         losses += [-row[label].item() for row, label in zip(log_probs, target, strict=True)]
@@ -83,21 +90,6 @@ def test_label_smoothing_trains_but_is_not_in_the_loss_that_is_reported(
     torch.testing.assert_close(before - model.conv7.weight.detach(), expected, rtol=1e-4, atol=1e-6)
     assert math.isclose(loss, F.nll_loss(logits, batch[1]).item(), rel_tol=1e-5)
     assert f"Loss={smoothed.item():.4f}" in capsys.readouterr().err
-
-
-def test_a_teachers_probabilities_replace_the_labels(train_set: Set) -> None:
-    """The step of SGD is the gradient of the Kullback-Leibler divergence from the teacher's probabilities."""
-    model, teacher = Net(dropout=0.0).train(), Net(dropout=0.5, width=0.5).eval()
-    before, known = model.conv7.weight.detach().clone(), copy.deepcopy(teacher.state_dict())
-    (batch,) = make_loader(train_set, 64)
-    log_probs = model(batch[0])
-    divergence = nn.KLDivLoss(reduction="batchmean", log_target=True)(log_probs, teacher(batch[0]).detach())
-    (expected,) = torch.autograd.grad(divergence, [model.conv7.weight])
-    optimizer = SGD(model.parameters(), lr=1.0)
-    loss, _ = train(model, CPU, make_loader(train_set, 64), optimizer=optimizer, epoch=1, teacher=teacher)
-    torch.testing.assert_close(before - model.conv7.weight.detach(), expected, rtol=1e-4, atol=1e-6)
-    assert math.isclose(loss, F.nll_loss(log_probs, batch[1]).item(), rel_tol=1e-5)
-    assert all(torch.equal(value, known[name]) for name, value in teacher.state_dict().items())
 
 
 def test_running_average_by_hand(train_set: Set) -> None:
@@ -147,10 +139,24 @@ def test_a_model_that_returns_logits_any_scheduler_and_a_device_by_name(train_se
 def test_an_empty_loader_is_named() -> None:
     empty = DeviceLoader(torch.zeros(0, 28, 28, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), 64)
     model = Net()
-    with pytest.raises(ValueError, match="train_loader has no batches"):
-        train(model, CPU, empty, optimizer=SGD(model.parameters(), lr=0.1), epoch=1)
     with pytest.raises(ValueError, match="test_loader has no batches"):
         run_test(model, CPU, empty)
+
+
+def test_the_epoch_is_the_loaders_and_looking_at_it_changes_nothing(train_set: Set) -> None:
+    results, config = [], replace(ORIGINAL, rotation=15.0)
+    for looks in (0, 1, 2):
+        torch.manual_seed(0)
+        model = Net()
+        loader = DeviceLoader(train_set[0][:128], train_set[1][:128], 64, config=config)
+        for epoch in (2, 3):
+            for _ in range(looks):
+                next(iter(loader))
+                list(loader)
+            train(model, CPU, loader, optimizer=SGD(model.parameters(), lr=0.1), epoch=epoch)
+            assert loader.epoch == epoch
+        results.append(torch.cat([parameter.flatten() for parameter in model.parameters()]))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("batch", [0, 31])
@@ -164,57 +170,7 @@ def test_a_loss_that_is_not_finite_stops_at_once(train_set: Set, batch: int) -> 
         return output * float("nan") if calls == batch + 1 else output
 
     model.register_forward_hook(poison)
-    with pytest.raises(UserError, match=r"became nan in epoch 3, by batch \d+: try a lower --max-lr"):
+    with pytest.raises(UserError, match="the loss became nan in epoch 3: try a lower --lr"):
         loader, optimizer = make_loader(train_set, 8 * 60, 8), SGD(model.parameters(), lr=0.01)
         train(model, CPU, loader, optimizer=optimizer, epoch=3)
     assert calls <= batch + 26
-
-
-def test_schedule_of_the_original() -> None:
-    """The learning rate and momentum at each of the 19 × 469 steps, from the formula of the paper's cycle."""
-    optimizer, scheduler = make_optimizer(Net(), ORIGINAL, 19 * 469)
-    total, warm = 19 * 469, 0.2 * 19 * 469 - 1
-
-    def between(start: float, end: float, share: float) -> float:
-        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-    rates = []
-    for epoch in range(19):
-        step = epoch * 469  # the quirk: 469 steps at once, after each epoch
-        if step <= warm:
-            rate, momentum = between(0.0015, 0.015, step / warm), between(0.95, 0.85, step / warm)
-        else:
-            share = (step - warm) / (total - 1 - warm)
-            rate, momentum = between(0.015, 0.000015, share), between(0.85, 0.95, share)
-        rates.append(rate)
-        assert math.isclose(optimizer.param_groups[0]["lr"], rate, rel_tol=1e-9)
-        assert math.isclose(optimizer.param_groups[0]["momentum"], momentum, rel_tol=1e-9)
-        optimizer.step()
-        advance(scheduler, 469)
-    assert math.isclose(rates[0], 0.0015) and 0.0149 < max(rates) < 0.015
-    assert optimizer.param_groups[0]["weight_decay"] == 1e-4
-
-
-@pytest.mark.parametrize("pct_start", [0.0, 0.2, 0.5, 1.0])
-@pytest.mark.parametrize("total_steps", [1, 2, 5, 10])
-def test_schedule_of_any_length_ends_at_its_last_step(total_steps: int, pct_start: float) -> None:
-    optimizer, scheduler = make_optimizer(Net(), replace(ORIGINAL, pct_start=pct_start), total_steps)
-    rates = []
-    for _ in range(total_steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        advance(scheduler)
-    assert math.isclose(rates[0], ORIGINAL.lr)
-    if total_steps > 2 and pct_start == 1:
-        assert rates == sorted(rates) and math.isclose(rates[-1], ORIGINAL.max_lr)
-    elif total_steps > 2:
-        assert math.isclose(rates[-1], ORIGINAL.lr / ORIGINAL.final_div_factor)
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_momentum_that_is_given_is_held(momentum: float) -> None:
-    optimizer, scheduler = make_optimizer(Net(), replace(ORIGINAL, momentum=momentum), 5)
-    for _ in range(5):
-        assert optimizer.param_groups[0]["momentum"] == momentum
-        optimizer.step()
-        advance(scheduler)

@@ -40,10 +40,15 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
     path.write_bytes(web.write(load_trained(WEIGHTS).model))
-    return path.as_uri()
+    return path
+
+
+@pytest.fixture(scope="module")
+def page_url(page_file: Path) -> str:
+    return page_file.as_uri()
 
 
 @pytest.fixture
@@ -63,17 +68,16 @@ def reading(page: Any) -> tuple[str, list[str]]:
     return page.find_element("id", "digit").text, rows
 
 
-def test_one_small_file_that_names_no_other(page_url: str) -> None:
-    text = Path(page_url.removeprefix("file://")).read_text(encoding="utf-8")
+def test_one_small_file_that_names_no_other(page_file: Path) -> None:
+    text = page_file.read_text(encoding="utf-8")
     assert len(text.encode()) < 100_000
     assert "{{" not in text
     assert text.replace("http://www.w3.org/2000/svg", "").count("://") == 0
     assert "9,798 parameters" in text
 
 
-def test_committed_page_is_made_of_the_committed_weights(page_url: str) -> None:
-    content = Path(page_url.removeprefix("file://")).read_bytes()
-    assert (ROOT / "docs" / "index.html").read_bytes() == content
+def test_committed_page_is_made_of_the_committed_weights(page_file: Path) -> None:
+    assert (ROOT / "docs" / "index.html").read_bytes() == page_file.read_bytes()
 
 
 @pytest.mark.slow
