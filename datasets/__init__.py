@@ -49,7 +49,7 @@ def read(name: str, path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     if name == MNIST.name:
         return load_mnist(train), MNIST.classes
     if name == "folder":
-        from datasets.pictures import load_folder
+        from datasets.folder import load_folder
 
         return load_folder(path, train)
     from datasets.torchvision import load_torchvision

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from datasets import MNIST, SIDE, Dataset, Images
-from datasets.pictures import border
+from pictures import border
 from runtime.errors import UserError, warn
 
 NEARLY_ALL = 0.99  # share of the training images that decides on a property of the data set

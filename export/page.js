@@ -58,7 +58,8 @@ function network(picture) {
   return maps.map((value) => value - log);
 }
 
-// ---- The picture: steps 4 to 12 in docs/predict.md, without 5, as the background of a drawing is even --------
+// ---- The picture: those steps of docs/predict.md that a drawing needs. It is all paper, evenly lit and not small,
+// so it has no sheet to find (step 4), no background that varies (5), and nothing to enlarge (6).
 
 const largest = (values) => values.reduce((a, b) => Math.max(a, b), 0);
 const sum = (values) => values.reduce((a, b) => a + b, 0);
@@ -122,15 +123,15 @@ function dilate(mask, side, reach) {
   return along(along(Uint8Array.from(mask), side, (i) => Math.floor(i / side)), 1, (i) => i % side);
 }
 
-/** Set ink to 0 where others is true and beside that, except where own is. */
-function erase(ink, side, others, own) {
-  const erased = dilate(others, side, 1);
+/** Set ink to 0 within reach pixels of others, except where own is true. */
+function erase(ink, side, others, own, reach = 1) {
+  const erased = dilate(others, side, reach);
   return ink.map((value, i) => (erased[i] && !own[i] ? 0 : value));
 }
 
 /** Return ink without scraps and frames, which are no digits (step 7). */
 function dropScraps(ink, side) {
-  const labels = label(ink.map((value) => value >= 0.35), side), strip = Math.ceil(0.1 * side);
+  const cut = 0.395 * largest(ink), labels = label(ink.map((value) => value >= cut), side), strip = Math.ceil(0.1 * side);
   const pieces = measure(labels, side), inner = new Float64Array(pieces.length + 1);
   const touching = new Set(border(labels, side));
   for (let y = strip; y < side - strip; y++) for (let x = strip; x < side - strip; x++) inner[labels[y * side + x]]++;
@@ -152,7 +153,7 @@ function dropScraps(ink, side) {
   }
   if (isScrap.every(Boolean) || !isScrap.some(Boolean)) return ink;
   const scrap = labels.map((number) => number && isScrap[number - 1]);
-  return erase(ink, side, scrap, labels.map((number, i) => number && !scrap[i]));
+  return erase(ink, side, scrap, labels.map((number, i) => number && !scrap[i]), 1 + Math.floor(0.01 * side));
 }
 
 const tall = ({ top, bottom }) => bottom - top;
@@ -173,12 +174,11 @@ function stacked(a, b, height) {
 
 const shared = (a, b) => Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
 
-/** Return the digits in ink, from left to right, line by line: each as { left, top, right, bottom, ink } (7 and 8). */
+/** Return the digits in ink, from left to right, line by line: each as { left, top, right, bottom, ink } (step 9). */
 function findDigits(ink, side) {
-  ink = dropScraps(ink, side);
   const whole = [[{ left: 0, top: 0, right: side, bottom: side, ink }]];
   const strong = ink.map((value) => value >= 0.35), components = measure(label(strong, side), side);
-  if (side < 40 || components.length < 2) return whole;
+  if (side < 28 || components.length < 2) return whole;
   const reach = Math.max(1, round(0.04 * typicalHeight(components)));
   const labels = label(dilate(strong, side, reach), side).map((number, i) => number * strong[i]);
   let pieces = measure(labels, side), height = typicalHeight(pieces);
@@ -201,7 +201,8 @@ function findDigits(ink, side) {
   const least = 0.2 * sum(joined.map(({ area }) => area)) / joined.length;
   const digits = joined.filter((p) => 0.5 * height <= tall(p) && tall(p) <= 2 * height && p.area >= least);
   if (digits.length < 2) return whole;
-  if (digits.length === 2 && shared(...digits) < 0.6 * Math.max(...digits.map(tall))) return whole;
+  const beside = side < 40 ? 0.85 : 0.6;
+  if (digits.length === 2 && shared(...digits) < beside * Math.max(...digits.map(tall))) return whole;
 
   const lines = [];
   for (const piece of digits.sort((a, b) => a.left - b.left)) {
@@ -271,20 +272,21 @@ function centre({ left, top, right, bottom, ink }, side) {
 function prepare(drawing, side) {
   let ink = Float64Array.from(drawing, (value) => value / 255);
   const from = (ground) => ink.map((value) => Math.abs(value - ground));
-  let apart = from(median(border(ink, side)));                                                       // step 4
-  const cut = (0.15 + 0.35 * (0.85 - 0.15)) * largest(apart);
+  let apart = from(median(border(ink, side)));                                                       // step 5
+  const cut = 0.395 * largest(apart);
   if (apart.filter((value) => value >= cut).length > 0.5 * apart.length) apart = from(median(ink));
+  if (largest(apart) < 0.1) return [];
+  apart = dropScraps(apart, side);                                                                   // 7
   const strongest = largest(apart);
-  if (strongest < 0.1) return [];
-  ink = apart.map((value) => clip((value / strongest - 0.15) / (0.85 - 0.15), 0, 1));                // 6
-  return findDigits(ink, side).map((line) => line.map((digit) => centre(digit, side)));              // 7 to 12
+  ink = apart.map((value) => clip((value / strongest - 0.15) / (0.85 - 0.15), 0, 1));                // 8
+  return findDigits(ink, side).map((line) => line.map((digit) => centre(digit, side)));              // 9 to 12
 }
 
 // ---- The page ----------------------------------------------------------------------------------
 
 const SIDE = 200;     // pixels of the drawing that is read; the one that is shown has the screen's
 const PEN = 0.075;    // the pen's width; this and all positions are shares of the drawing area's side
-const UNSURE = 0.85, HEAVY = 102;  // unsure: a lower probability, a higher mean of the picture, as for predict
+const UNSURE = 0.85, SOLID = 0.65;  // unsure: a lower probability, more ink in the box around it, as for predict
 const NUDGE = 0.025;  // how far an arrow key moves the pen
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -338,6 +340,12 @@ function showDrawing() {
   screen.stroke();
 }
 
+/** Tell whether strong ink fills the box around it in a digit's picture, 28 × 28, and isn't a narrow stroke. */
+function isSolid(picture) {
+  const [{ left, top, right, bottom, area }] = measure(picture.map((value) => value > 127), 28);
+  return 2 * (right - left) > bottom - top && area > SOLID * (right - left) * (bottom - top);
+}
+
 /** Show what the network sees of each digit, line by line, the number, and the probabilities of the least sure. */
 function showReading(lines) {
   const pictures = lines.flat(), width = 28 * Math.max(1, pictures.length), image = new ImageData(width, 28);
@@ -351,7 +359,7 @@ function showReading(lines) {
   const found = lines.map((line) => line.map((picture) => network(picture).map(Math.exp)));
   const best = (shares) => shares.indexOf(largest(shares));
   const number = found.map((line) => line.map(best).join("")).join(" ");
-  const isUnsure = (shares, i) => largest(shares) < UNSURE || sum(pictures[i]) > HEAVY * pictures[i].length;
+  const isUnsure = (shares, i) => largest(shares) < UNSURE || isSolid(pictures[i]);
   const digits = found.flat().map((shares, i) => ({ shares, unsure: isUnsure(shares, i) }));
   digits.sort((a, b) => b.unsure - a.unsure || largest(a.shares) - largest(b.shares));
   const least = digits[0]?.shares;

@@ -1,124 +1,22 @@
-"""Find the digits in a picture's ink: steps 7 and 8 in docs/predict.md."""
-
-import math
-from functools import reduce
-from typing import NamedTuple
+"""Find the digits in a picture's ink: step 9 in docs/predict.md."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from datasets.pictures import Floats, border
+from pictures import Floats, round_half_up
+from predict.components import Box, Integers, Mask, dilate, label, measure
+from predict.ink import MOST, erase
 
 STRONG = 0.35  # ink that belongs to a component
-STRIP = 0.1  # width of the strip along the border, as a share of the shorter side
-INSIDE = 0.8  # a component with this share of its pixels in the strip is a scrap
-LIGHT = 0.3  # so is one that touches the border and has less than this share of the largest one's pixels
-AROUND = 4  # a frame's largest height, divided by that of a component inside it
-THIN = 0.12  # a frame's largest number of pixels, divided by height · (width + height)
-SEVERAL = 40  # pixels on the longer side: smaller ink, enlarged or not, is one digit
-MOST = 100  # more pieces are no digits
+SEVERAL = 28  # pixels on the longer side: smaller ink, enlarged or not, is one digit
 BRIDGED = 0.04  # gap in a stroke that is bridged on each side, as a share of the typical height
 SPECK = 0.15  # smallest piece, as a share of the typical height
 SHORTEST, TALLEST = 0.5, 2.0  # a digit's height, as a multiple of the typical height
 FAINT = 0.2  # a digit's smallest number of pixels, as a share of the mean
-BESIDE = 0.6  # share of the taller digit's rows that the other of two digits must have, too
-
-Integers = NDArray[np.int64]
-Mask = NDArray[np.bool_]
-
-
-class Box(NamedTuple):
-    """A rectangle in pixels; ``right`` and ``bottom`` are the first column and row beyond it."""
-
-    left: int
-    top: int
-    right: int
-    bottom: int
-
-
-def label(mask: Mask) -> Integers:
-    """Number the 8-connected components of ``mask`` (H, W) from 1, in the order of their first pixels."""
-    width = mask.shape[1] + 2
-    flat = np.pad(mask, ((0, 0), (1, 1))).ravel()
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    starts, ends = edges[::2], edges[1::2]  # of runs: stretches of True in a row
-    # In the row below, the runs from first on, as many as counts, touch a run.
-    first = np.searchsorted(ends, starts + width)
-    counts = np.maximum(np.searchsorted(starts, ends + width, side="right") - first, 0)
-    above = np.repeat(np.arange(len(starts)), counts)
-    below = np.arange(len(above)) + np.repeat(first - np.cumsum(counts) + counts, counts)
-    root, before = np.arange(len(starts)), np.array([])
-    while not np.array_equal(root, before):  # each run points to an earlier one of its component
-        before, least = root, np.minimum(root[above], root[below])
-        root = root.copy()
-        np.minimum.at(root, before[above], least)
-        np.minimum.at(root, before[below], least)
-        root = root[root]
-    labels = np.zeros(mask.shape, dtype=np.int64)
-    labels[mask] = np.repeat(np.cumsum(root == np.arange(len(root)))[root], ends - starts)
-    return labels
-
-
-def measure(labels: Integers) -> tuple[Integers, Integers, int]:
-    """Return the boxes (n, 4), like ``Box``, and the areas (n,) of the components 1 to n of ``labels``.
-
-    The last value is their typical height: the least such that the components up to it have half of the area.
-    """
-    y, x = np.nonzero(labels)
-    number = labels[y, x] - 1
-    areas = np.bincount(number)
-    boxes = np.tile(np.array([*labels.shape[::-1], 0, 0]), (len(areas), 1))
-    for column, values in enumerate((x, y)):
-        np.minimum.at(boxes[:, column], number, values)
-        np.maximum.at(boxes[:, column + 2], number, values + 1)
-    heights = boxes[:, 3] - boxes[:, 1]
-    order = np.argsort(heights, kind="stable")
-    sums = np.cumsum(areas[order])
-    return boxes, areas, int(heights[order[np.searchsorted(2 * sums, sums[-1])]])
-
-
-def dilate(mask: Mask, reach: int) -> Mask:
-    """Return where ``mask`` (H, W) is True within ``reach`` rows and columns."""
-    for _ in range(2):  # along the columns, then along the rows
-        padded = np.pad(mask, ((reach, reach), (0, 0)))
-        mask = reduce(np.logical_or, (padded[i : i + len(mask)] for i in range(2 * reach + 1))).T
-    return mask
-
-
-def isolate(ink: Floats, own: Mask) -> Floats:
-    """Return ``ink`` (H, W) with 0 where other strong ink than the component ``own`` is, and beside it."""
-    others = (ink >= STRONG) & ~own
-    return np.where(dilate(others, 1) & ~own, 0, ink)
-
-
-def find_frames(labels: Integers, kept: Mask) -> list[int]:
-    """Return the numbers of the components of ``labels`` (H, W) that are frames around ones ``kept`` (n,)."""
-    boxes, areas, typical = measure(labels)
-    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
-    thin = areas <= THIN * heights * (widths + heights)
-    inside = np.flatnonzero(kept & (AROUND * heights >= typical))
-    frames = []
-    for i in inside if len(inside) <= MOST else ():
-        x, y = (boxes[i, :2] + boxes[i, 2:]) // 2
-        sides = labels[y, :x], labels[y, x:], labels[:y, x], labels[y:, x]
-        for number in set.intersection(*map(set, sides)) - {0}:
-            if thin[number - 1] and heights[i] < heights[number - 1] <= AROUND * heights[i]:
-                frames.append(int(number))
-    return frames
-
-
-def drop_scraps(ink: Floats) -> Floats:
-    """Erase scraps and frames, which are components of ``ink`` (H, W) but no digits: step 7."""
-    labels = label(ink >= STRONG)
-    strip = math.ceil(STRIP * min(ink.shape))
-    areas = np.bincount(labels.ravel())
-    inner = np.bincount(labels[strip:-strip, strip:-strip].ravel(), minlength=len(areas))
-    touching = np.isin(np.arange(len(areas)), border(labels))
-    largest = areas[1:][~touching[1:]].max(initial=0)
-    kept = ~touching | ((areas - inner < INSIDE * areas) & (areas >= LIGHT * largest))
-    kept[0] = False  # the background
-    kept[find_frames(labels, kept[1:])] = False
-    return isolate(ink, kept[labels]) if 0 < kept.sum() < len(kept) - 1 else ink
+BESIDE, SMALL, BESIDE_SMALL = (
+    0.6,
+    40,
+    0.85,
+)  # share of the taller digit's rows that the other of two digits must have, too
 
 
 def overlap(a: Box, b: Box, axis: int) -> tuple[int, int]:
@@ -145,7 +43,7 @@ def find_pieces(strong: Mask) -> Integers:
     boxes, _, height = measure(label(strong))
     if max(strong.shape) < SEVERAL or len(boxes) < 2:
         return strong.astype(np.int64)
-    labels = label(dilate(strong, max(1, math.floor(BRIDGED * height + 0.5)))) * strong
+    labels = label(dilate(strong, max(1, round_half_up(BRIDGED * height)))) * strong
     boxes, _, height = measure(labels)
     large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).max(axis=1) >= SPECK * height)
     if not 2 <= len(large) <= MOST:
@@ -163,24 +61,25 @@ def find_pieces(strong: Mask) -> Integers:
 
 
 def find_digits(ink: Floats) -> list[list[tuple[Box, Floats]]]:
-    """Return the digits in ``ink`` (H, W), line by line: a box around each, and the ink in it: steps 7 and 8.
+    """Return the digits in ``ink`` (H, W), line by line: a box around each, and the ink in it.
 
     If there are fewer than two, the only box is the whole picture.
     """
-    ink = drop_scraps(ink)
     labels = find_pieces(ink >= STRONG)
     boxes, areas, height = measure(labels)
     heights = boxes[:, 3] - boxes[:, 1]
     fits = (heights >= SHORTEST * height) & (heights <= TALLEST * height) & (areas >= FAINT * areas.mean())
     tops, bottoms = boxes[fits, 1], boxes[fits, 3]
-    broken = len(tops) == 2 and bottoms.min() - tops.max() < BESIDE * (bottoms - tops).max()
+    beside = BESIDE_SMALL if max(ink.shape) < SMALL else BESIDE
+    broken = len(tops) == 2 and bottoms.min() - tops.max() < beside * (bottoms - tops).max()
     if broken or len(tops) < 2:
         return [[(Box(0, 0, ink.shape[1], ink.shape[0]), ink)]]
     lines: list[list[tuple[Box, Floats]]] = []
     for i in sorted(np.flatnonzero(fits), key=lambda i: int(boxes[i, 0])):  # from left to right
         box = Box(*boxes[i].tolist())
         part = slice(box.top, box.bottom), slice(box.left, box.right)
-        digit = box, isolate(ink[part], labels[part] == i + 1)
+        own = labels[part] == i + 1
+        digit = box, erase(ink[part], (ink[part] >= STRONG) & ~own, own)
         for line in lines:
             rows, lower = overlap(line[-1][0], box, 1)
             if 2 * rows >= lower:

@@ -1,6 +1,7 @@
 """Draw the pictures in tests/data: ``python tests/draw_digits.py``. Two of each digit, each in another style.
 
-``draw_page`` makes pages of several digits, which the tests read without writing them to files.
+``draw_page`` makes pages of several digits, ``draw_sheet`` and ``draw_cutout`` a sheet of paper with more
+around it. The tests read these without writing them to files.
 
 A digit is the path of a pen: points joined by a Catmull-Rom spline, with x to the right and y downwards in
 [0, 1]. None of them comes from MNIST or from a font.
@@ -148,6 +149,51 @@ def draw_page(seed: int, digits: list[tuple[int, Floats]]) -> tuple[Image.Image,
     paper = sheet(page.shape[::-1], (235, 232, 225), rng.uniform(0, 0.3), rng.uniform(0, 6), seed)
     values = paint(page * rng.uniform(0.6, 1), (40, 40, 90), paper)
     return picture(255 - values if rng.random() < 1 / 3 else values), texts
+
+
+def draw_sheet(seed: int, ink: Floats, kind: str) -> Image.Image:
+    """Return a sheet with a digit, whose ``ink`` is (28, 28) in [0, 1], on a darker desk.
+
+    ``kind`` is "desk" for a sheet within the picture, "turned" for one by up to 10°, and "side" or "corner"
+    if the desk is only on one side or on two adjacent ones. Sizes, colours and noise vary with ``seed``.
+    """
+    rng = np.random.default_rng(seed)
+    sheet, digit = int(rng.uniform(180, 320)), int(rng.uniform(90, 150))
+    paper, pen, desk = rng.uniform(200, 255), rng.uniform(10, 80), rng.uniform(30, 110)
+    around = rng.uniform(0.2, 0.6, (2, 2)) * sheet  # above, below, left and right of the sheet
+    if kind == "corner":
+        around[:, rng.integers(2)] = 0
+    elif kind == "side":
+        around.flat[np.arange(4) != rng.integers(4)] = 0
+    grey = np.full((sheet, sheet), paper)
+    scaled = Image.fromarray((ink * 255).astype(np.uint8)).resize((digit, digit), Image.Resampling.BICUBIC)
+    start = int((sheet - digit) * rng.uniform(0.3, 0.7))
+    grey[start : start + digit, start : start + digit] += np.asarray(scaled) / 255 * (pen - paper)
+    widths = around.astype(int)
+    values, covered = np.pad(grey, widths, constant_values=paper), np.pad(np.ones_like(grey), widths)
+    if kind == "turned":
+        angle = float(rng.choice([-1, 1]) * rng.uniform(3, 10))
+        values, covered = (
+            np.asarray(Image.fromarray(each.astype(np.float32)).rotate(angle, Image.Resampling.BILINEAR))
+            for each in (values, covered)
+        )
+    values = desk + covered * (values - desk) + rng.normal(0, rng.uniform(1, 6), values.shape)
+    return picture(values)
+
+
+def draw_cutout(seed: int, ink: Floats, paper: int) -> Image.Image:
+    """Return opaque paper with a digit, and a transparent margin around it.
+
+    ``paper`` is its grey in [0, 255], and the digit's ``ink`` is (28, 28) in [0, 1]. The widths of sheet and
+    margin vary with ``seed``.
+    """
+    rng = np.random.default_rng(seed)
+    side, margin = int(rng.uniform(180, 320)), int(rng.uniform(10, 120))
+    scaled = Image.fromarray((ink * 255).astype(np.uint8)).resize((side // 2,) * 2, Image.Resampling.BICUBIC)
+    grey = np.full((side, side), float(paper))
+    grey[side // 4 :, side // 4 :][: side // 2, : side // 2] += np.asarray(scaled) * (1 - 2 * paper / 255)
+    grey, alpha = np.pad(grey, margin), np.pad(np.full_like(grey, 255), margin)
+    return picture(np.stack([grey, grey, grey, alpha], axis=2))
 
 
 def pens() -> list[tuple[int, Floats]]:

@@ -13,8 +13,9 @@ from PIL import Image, features
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
-from datasets import MNIST, load_test, load_train
-from datasets.pictures import load_folder
+from datasets import MNIST, load
+from datasets.folder import fit_to_28x28, load_folder
+from pictures import colors, decode, read
 from runtime.errors import UserError
 
 
@@ -28,8 +29,8 @@ def write_pictures(root: Path, images: Tensor, labels: Tensor) -> Path:
 
 def load_both(root: Path) -> tuple[Set, Set]:
     """Read the training and the test set, as a run does."""
-    dataset, train_set = load_train("folder", str(root))
-    return train_set, load_test(dataset, str(root))
+    _, train_set, test_set = load("folder", str(root))
+    return train_set, test_set
 
 
 @pytest.mark.parametrize("count", [700, pytest.param(7000, marks=pytest.mark.slow)])
@@ -50,8 +51,8 @@ def test_mnist_as_a_folder_of_pictures_equals_mnist(
         assert classes == MNIST.classes
         theirs = ImageFolder(str(tmp_path / name))
         assert [label for _, label in theirs.samples] == read_labels.tolist()
-    dataset, _ = load_train("folder", str(tmp_path))
-    assert (dataset.name, dataset.digit_like, dataset.target_accuracy) == ("folder", True, None)
+    dataset, _, _ = load("folder", str(tmp_path))
+    assert (dataset.name, dataset.digit_like) == ("folder", True)
 
 
 def test_without_parts_a_stratified_fifth_is_the_test_set(train_set: Set, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_parts_have_any_usual_name(
 def test_classes_may_have_the_names_of_parts(tmp_path: Path) -> None:
     for name in ("plane", "train"):
         shutil.copytree(make_folder(tmp_path / "source" / name) / "train" / "cat", tmp_path / "all" / name)
-    assert load_train("folder", str(tmp_path / "all"))[0].classes == ("plane", "train")
+    assert load("folder", str(tmp_path / "all"))[0].classes == ("plane", "train")
 
 
 def test_class_names_are_valid_unicode(tmp_path: Path) -> None:
@@ -140,7 +141,8 @@ def test_class_names_are_valid_unicode(tmp_path: Path) -> None:
         (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"chaton \xe9"))
     except OSError:
         pytest.skip("this file system allows only names in Unicode")
-    assert load_train("folder", str(tmp_path))[0].classes == ("chaton \ufffd", "dog")
+    shutil.copytree(tmp_path / "dog", tmp_path / os.fsdecode(b"chaton \xe8"))
+    assert load("folder", str(tmp_path))[0].classes == ("chaton \\xe8", "chaton \\xe9", "dog")
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), (".",)])
@@ -264,6 +266,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {  # what is done to a 
         "1.heic: it is ",
     ),
     "truncated": (lambda root: truncate(root / "test" / "cat" / "2.png"), "2.png: it can't be read"),
+    "a pipe": (lambda root: os.mkfifo(root / "test" / "cat" / "9.png"), "9.png: it is not a file; remove it"),
     "a dead link": (lambda root: link(root / "test" / "cat" / "9.png", Path("nowhere")), "9.png"),
 }
 
@@ -289,3 +292,54 @@ def test_a_class_of_one_picture_cannot_be_split(tmp_path: Path) -> None:
     noise(1).save(tmp_path / "b" / "4.png")
     train_set, test_set = load_both(tmp_path)
     assert sorted(set(train_set[1].tolist())) == [0, 1] and len(test_set[1]) == 1
+
+
+def test_a_small_class_is_in_both_sets(tmp_path: Path) -> None:
+    """Its share of a fifth may be less than one picture."""
+    for name, count in (("many", 40), ("rare", 2), ("two", 2)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            noise(i).save(tmp_path / name / f"{i}.png")
+    (_, train_labels), (_, test_labels) = load_both(tmp_path)
+    assert set(train_labels.tolist()) == set(test_labels.tolist()) == {0, 1, 2}
+    assert len(train_labels) + len(test_labels) == 44 and 9 <= len(test_labels) <= 11
+
+
+def coloured(mode: str, size: tuple[int, int]) -> Image.Image:
+    """Make a picture of random colours."""
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("size", [(28, 28), (56, 56), (90, 30), (7, 20), (1, 500)])
+def test_any_picture_is_scaled_and_padded(mode: str, size: tuple[int, int]) -> None:
+    if mode == "I;16":
+        grey = coloured("L", size)
+        original = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    else:
+        original = coloured(mode, size)
+        grey = original.convert("RGB").convert("L")
+    image = fit_to_28x28(colors(decode(original)))
+    assert image.shape == (28, 28) and image.dtype == np.uint8
+    width, height = (max(1, round(28 * side / max(size))) for side in size)
+    left, top = (28 - width) // 2, (28 - height) // 2
+    inside = np.zeros((28, 28), dtype=bool)
+    inside[top : top + height, left : left + width] = True
+    expected = np.asarray(grey.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    # Pillow rounds differently when it converts colours to grey.
+    assert np.abs(image[inside].reshape(height, width) - expected).max() <= 2
+    if mode == "L" and size == (28, 28):
+        assert np.array_equal(image, np.asarray(grey))
+    pixels = np.asarray(grey).astype(int)
+    border = [*pixels[0], *pixels[-1], *pixels[1:-1, 0], *pixels[1:-1, -1]]
+    assert all(abs(int(value) - np.median(border)) <= 2 for value in image[~inside])
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 3000).astype(np.uint8)
+    Image.fromarray(np.tile(ramp, (2000, 1))).save(tmp_path / "large.jpg", quality=95)
+    with open(tmp_path / "large.jpg", "rb") as file:
+        image = fit_to_28x28(read(file, 224)[0])
+    # 3000 × 2000 pixels become 28 × 19, from row 4 on.
+    assert np.abs(image[10].astype(int) - (np.arange(28) + 0.5) / 28 * 255).max() <= 6

@@ -22,13 +22,13 @@ from draw_digits import draw, draw_page, pens
 from PIL import Image
 from torchvision import transforms
 
-import predict.command as command
 from datasets import MNIST, Dataset, load_mnist
-from datasets.pictures import read_colors
 from model import Net
-from predict.preprocess import read_digits
+from pictures import colors, decode
+from predict import __main__ as command
+from predict.prepare import read_digits
 from runtime.errors import UsageError, UserError
-from trained import load_trained, newest_trained
+from trained import load_trained
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = str(ROOT / "weights" / "best.pt")
@@ -55,7 +55,7 @@ def run(*flags: str, **options: object) -> "subprocess.CompletedProcess[str]":
 
 
 def test_drawn_digits(capsys: Capture) -> None:
-    assert command.main(DRAWN, None, as_json=True) == 0
+    assert command.answer_all(DRAWN, as_json=True) == 0
     entries = json.loads(capsys.readouterr().out)
     assert [entry["file"] for entry in entries] == DRAWN
     labels = [int(Path(name).name[0]) for name in DRAWN]
@@ -64,9 +64,9 @@ def test_drawn_digits(capsys: Capture) -> None:
 
 
 def test_weights_and_their_accuracy_come_first_on_stderr(capsys: Capture) -> None:
-    assert command.main([SEVEN, THREE], None) == 0
+    assert command.answer_all([SEVEN, THREE]) == 0
     out, err = capsys.readouterr()
-    assert err == f"Weights: {newest_trained()}\n"
+    assert err == f"Weights: {load_trained()}\n"
     with open(ROOT / "weights" / "metrics.csv") as file:
         best = max(float(row["eval_accuracy"]) for row in csv.DictReader(file))
     assert err.endswith(f": {best:.2f}% on the test set)\n")
@@ -77,7 +77,7 @@ def test_weights_and_their_accuracy_come_first_on_stderr(capsys: Capture) -> Non
 
 def test_confidence_is_the_softmax(capsys: Capture, tmp_path: Path) -> None:
     Image.fromarray(load_mnist(train=False)[0][0].numpy()).save(tmp_path / "seven.png")
-    assert command.main(["seven.png"], WEIGHTS, as_json=True) == 0
+    assert command.answer_all(["seven.png"], WEIGHTS, as_json=True) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     net = load_trained(Path(WEIGHTS)).model
     logits: list[torch.Tensor] = []
@@ -95,7 +95,7 @@ def test_confidence_is_the_softmax(capsys: Capture, tmp_path: Path) -> None:
     assert entry["runner_up_confidence"] == pytest.approx(expected[1][1], rel=1e-3)
 
 
-THINGS = Dataset("folder", ("circle", "odd\nname", "square"), 0.25, 0.5, True, False, None)
+THINGS = Dataset("folder", ("circle", "odd\nname", "square"), 0.25, 0.5, light_on_dark=True, digit_like=False)
 
 
 @pytest.mark.parametrize("light_on_dark", [False, True])
@@ -115,13 +115,13 @@ def test_what_is_no_digit_is_scaled_whole_and_answered_by_name(
     expected = torch.from_numpy(np.array(light.resize((28, 28), Image.Resampling.BICUBIC))).int()
     assert ((255 - expected if light_on_dark else expected) - image).abs().max() <= 1
 
-    assert command.main(["light.png"], "best.pt", as_json=True) == 0
+    assert command.answer_all(["light.png"], "best.pt", as_json=True) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     probabilities = net(((image / 255 - 0.25) / 0.5)[None, None]).exp()[0]
     order = probabilities.argsort(descending=True).tolist()
     assert [entry["prediction"], entry["runner_up"]] == [THINGS.classes[i] for i in order[:2]]
     assert entry["confidence"] == pytest.approx(probabilities[order[0]].item(), rel=1e-4)
-    assert command.main(["light.png"], "best.pt") == 0
+    assert command.answer_all(["light.png"], "best.pt") == 0
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and entry["prediction"].replace("\n", "\\n") in out
 
@@ -129,8 +129,8 @@ def test_what_is_no_digit_is_scaled_whole_and_answered_by_name(
 def test_a_data_set_of_mnists_form_has_its_pictures_prepared_like_digits() -> None:
     """So a folder of digits gets from a picture of one what MNIST gets."""
     digits = replace(THINGS, digit_like=True)
-    (((_, ours),),), (((_, theirs),),) = (command.read_image(SEVEN, each)[2] for each in (MNIST, digits))
-    assert np.array_equal(ours, theirs)
+    ((ours,),), ((theirs,),) = (command.read_image(SEVEN, each)[2] for each in (MNIST, digits))
+    assert np.array_equal(ours.image, theirs.image)
 
 
 def number(*names: str) -> None:
@@ -144,7 +144,7 @@ def number(*names: str) -> None:
 
 def test_a_number_has_an_answer_and_a_box_for_each_digit(capsys: Capture) -> None:
     number("4a", "0a", "7a")
-    assert command.main(["number.png"], WEIGHTS, as_json=True) == 0
+    assert command.answer_all(["number.png"], WEIGHTS, as_json=True) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert (entry["prediction"], entry["runner_up"], entry["unsure"]) == ("407", None, False)
     digits = entry["digits"]
@@ -155,7 +155,7 @@ def test_a_number_has_an_answer_and_a_box_for_each_digit(capsys: Capture) -> Non
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
         expected = [columns[0] + 300 * i, rows[0] + 50, columns[-1] + 300 * i, rows[-1] + 50]
         assert np.abs(np.subtract(digit["box"], expected)).max() < 14  # specks of 1 % may be outside
-    assert command.main(["number.png"], WEIGHTS) == 0
+    assert command.answer_all(["number.png"], WEIGHTS) == 0
     out = capsys.readouterr().out
     assert re.fullmatch(r"number\.png: 407 \(4 [\d.]+%, 0 [\d.]+%, 7 [\d.]+%\)\n", out)
 
@@ -170,7 +170,7 @@ def test_pages_of_several_digits() -> None:
     trained, drawn, right, total = load_trained(WEIGHTS), pens(), 0, 0
     for seed in range(20):
         page, texts = draw_page(seed, cropped if seed % 2 else drawn)
-        answer, _ = command.predict(trained, read_digits(read_colors(page)))
+        answer, _ = command.predict(trained, read_digits(colors(decode(page))))
         predicted, expected = str(answer.prediction), " ".join(texts)
         blocks = difflib.SequenceMatcher(None, predicted, expected, autojunk=False).get_matching_blocks()
         right, total = right + sum(block.size for block in blocks), total + max(len(predicted), len(expected))
@@ -180,17 +180,17 @@ def test_pages_of_several_digits() -> None:
 
 def test_unsure_is_said_in_words_and_in_json(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "UNSURE", 0.0)
-    assert command.main([SEVEN], WEIGHTS) == 0
+    assert command.answer_all([SEVEN], WEIGHTS) == 0
     plain = capsys.readouterr().out
     assert "unsure" not in plain
     runner_up = plain.split("runner-up ")[1][0]
     monkeypatch.setattr(command, "UNSURE", 1.1)
-    assert command.main([SEVEN], WEIGHTS) == 0
+    assert command.answer_all([SEVEN], WEIGHTS) == 0
     assert capsys.readouterr().out == f"{plain[:-1]}; unsure: 7 or {runner_up}\n"
     number("4a", "0a")
-    assert command.main(["number.png"], WEIGHTS) == 0
+    assert command.answer_all(["number.png"], WEIGHTS) == 0
     assert re.search(r"\); unsure of digit 1: 4 or \d; unsure of digit 2: 0 or \d$", capsys.readouterr().out)
-    assert command.main(["number.png"], WEIGHTS, as_json=True) == 0
+    assert command.answer_all(["number.png"], WEIGHTS, as_json=True) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     assert [entry["unsure"], *(digit["unsure"] for digit in entry["digits"])] == [True] * 3
 
@@ -202,7 +202,7 @@ def test_something_else_is_mostly_unsure() -> None:
     pictures += [Image.fromarray(each) for each in generator.integers(0, 256, (10, 90, 90), dtype=np.uint8)]
     pictures += [Image.fromarray(np.pad(np.full((side, side), 255, dtype=np.uint8), 30)) for side in (40, 90)]
     trained = load_trained(WEIGHTS)
-    unsure = [command.predict(trained, read_digits(read_colors(each)))[0].unsure for each in pictures]
+    unsure = [command.predict(trained, read_digits(colors(decode(each))))[0].unsure for each in pictures]
     assert sum(unsure[:10]) >= 7 and all(unsure[10:])
 
 
@@ -216,7 +216,7 @@ def test_a_folder_stands_for_its_pictures(tmp_path: Path, capsys: Capture) -> No
     done = run(str(tmp_path), THREE, "--weights", WEIGHTS, stdout=subprocess.PIPE)
     named = [line.split(":")[0] for line in done.stdout.splitlines()]
     assert named == [str(tmp_path / "a.png"), str(tmp_path / "b.PNG"), THREE] and done.returncode == 0
-    assert command.main(["more"], WEIGHTS) == 1
+    assert command.answer_all(["more"], WEIGHTS) == 1
     assert "more: there is no picture in this folder" in capsys.readouterr().err
 
 
@@ -228,9 +228,9 @@ def test_answers_appear_as_they_come(capsys: Capture, monkeypatch: pytest.Monkey
         return read(name, dataset)
 
     monkeypatch.setattr(command, "read_image", watched)
-    command.main([SEVEN, THREE], WEIGHTS)
+    command.answer_all([SEVEN, THREE], WEIGHTS)
     assert seen[0] == "" and seen[1].startswith(f"{SEVEN}: 7")
-    command.main([SEVEN, THREE, SEVEN], WEIGHTS, as_json=True)
+    command.answer_all([SEVEN, THREE, SEVEN], WEIGHTS, as_json=True)
     assert '"prediction": 7' in seen[3] and '"prediction": 3' in seen[4]
 
 
@@ -239,13 +239,13 @@ def test_many_pictures_have_a_progress_bar(count: int, shown: bool, monkeypatch:
     stderr = io.StringIO()
     stderr.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", stderr)
-    assert command.main([SEVEN] * count, WEIGHTS) == 0
+    assert command.answer_all([SEVEN] * count, WEIGHTS) == 0
     assert (f"/{count} [" in stderr.getvalue()) is shown
 
 
 def test_save_shows_what_the_network_was_shown(tmp_path: Path) -> None:
     number("4a", "0a", "7a")
-    assert command.main(["number.png", "missing.png", SEVEN], WEIGHTS, save=Path("seen/here")) == 1
+    assert command.answer_all(["number.png", "missing.png", SEVEN], WEIGHTS, save=Path("seen/here")) == 1
     files = sorted(path.name for path in Path("seen/here").iterdir())
     assert files == ["1-number.png", "3-7-crossed-palette.png"]
     with Image.open("seen/here/3-7-crossed-palette.png") as sheet:
@@ -265,7 +265,7 @@ def test_json_is_whole_if_save_fails(
 
     monkeypatch.setattr(command, "replace_file", fail)
     with pytest.raises(OSError, match="the disk is full"):
-        command.main([SEVEN, THREE], WEIGHTS, as_json=True, save=Path("seen"))
+        command.answer_all([SEVEN, THREE], WEIGHTS, as_json=True, save=Path("seen"))
     (entry,) = json.loads(capsys.readouterr().out)
     assert entry["prediction"] == 7
 
@@ -274,7 +274,7 @@ def test_save_overwrites_nothing(tmp_path: Path) -> None:
     for name in ("a.png", "1-a.png"):
         shutil.copy(SEVEN, name)
     with pytest.raises(UsageError, match=r"--save: \. is not empty"):
-        command.main(["a.png", "1-a.png"], WEIGHTS, save=Path("."))
+        command.answer_all(["a.png", "1-a.png"], WEIGHTS, save=Path("."))
     assert Path("1-a.png").read_bytes() == Path(SEVEN).read_bytes()
 
 
@@ -295,7 +295,7 @@ def test_bad_files_do_not_stop_the_good(tmp_path: Path, capsys: Capture) -> None
     (tmp_path / "folder").mkdir()
     (tmp_path / "line\nbreak.png").touch()
     bad = ["blank.png", "text.png", "missing.png", "cut.png", "folder", "line\nbreak.png", "a" * 300]
-    assert command.main([bad[0], SEVEN, *bad[1:], THREE], WEIGHTS) == 1
+    assert command.answer_all([bad[0], SEVEN, *bad[1:], THREE], WEIGHTS) == 1
     out, err = capsys.readouterr()
     assert [line.split(": ")[1][0] for line in out.splitlines()] == ["7", "3"]
     reasons = [
@@ -315,16 +315,16 @@ def test_bad_files_do_not_stop_the_good(tmp_path: Path, capsys: Capture) -> None
 
 
 def test_nothing_but_bad_files(capsys: Capture) -> None:
-    assert command.main(["missing.png"], None) == 1
+    assert command.answer_all(["missing.png"]) == 1
     assert capsys.readouterr().out == ""
-    assert command.main(["missing.png"], None, as_json=True) == 1
+    assert command.answer_all(["missing.png"], as_json=True) == 1
     assert json.loads(capsys.readouterr().out) == []
 
 
 def test_weights_that_cannot_be_used(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "text.pt").write_text("no weights\n")
     with pytest.raises(UserError, match=r"text\.pt is damaged"):
-        command.main([SEVEN], "text.pt")
+        command.answer_all([SEVEN], "text.pt")
     assert capsys.readouterr().out == ""
 
 
@@ -348,20 +348,6 @@ def test_the_whole_command_on_standard_input(monkeypatch: pytest.MonkeyPatch, ca
     weights, missing = err.splitlines()
     assert weights.startswith(f"Weights: {WEIGHTS} (epoch ")
     assert missing == "predict: error: missing.png: No such file or directory"
-
-
-@pytest.mark.parametrize("flags", [["--help"], [], ["--js", SEVEN], ["--weights"]])
-def test_the_command_line_is_read_before_torch_is_imported(flags: list[str]) -> None:
-    code = f"import runpy, sys; sys.argv[1:] = {flags}; sys.modules['torch'] = None; "
-    code += "runpy.run_module('predict', run_name='__main__', alter_sys=True)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    if flags == ["--help"]:
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "--weights" in done.stdout
-    else:
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("predict: error: ")
-        assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -15,11 +15,11 @@ from browser import CHROMIUM, DIGITS, DRIVER, draw, press, settle, start_browser
 from draw_digits import draw_page, pens
 from PIL import Image
 
-from datasets import MEAN, STD, load_mnist
-from datasets.pictures import read_colors
+from datasets import MNIST, load_mnist
 from export import web
-from predict import command
-from predict.preprocess import read_digits
+from pictures import colors, decode
+from predict import __main__ as command
+from predict.prepare import read_digits
 from runtime.errors import UserError
 from trained import load_trained
 
@@ -103,7 +103,7 @@ def test_network_is_pytorchs(page: Any) -> None:
     images = load_mnist(train=False)[0][:500]
     model = load_trained(WEIGHTS).model
     with torch.inference_mode():
-        expected = model((images[:, None] / 255 - MEAN) / STD)
+        expected = model((images[:, None] / 255 - MNIST.mean) / MNIST.std)
     script = "return arguments[0].map((picture) => Array.from(network(picture)))"
     batches = [page.execute_script(script, batch.flatten(1).tolist()) for batch in torch.split(images, 100)]
     found = torch.tensor([row for batch in batches for row in batch])
@@ -126,8 +126,8 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
     drawing = np.array(page.execute_script("return Array.from(drawing())"), dtype=np.uint8).reshape(200, 200)
     seen = page.execute_script("return Array.from(seen.getImageData(0, 0, 28, 28).data)")
     seen = np.array(seen, dtype=np.uint8).reshape(28, 28, 4)
-    (((_, expected),),) = read_digits(read_colors(Image.fromarray(drawing)))
-    assert (seen[..., :3] == expected[..., None]).all()
+    ((digit,),) = read_digits(colors(decode(Image.fromarray(drawing))))
+    assert (seen[..., :3] == digit.image[..., None]).all()
     assert (seen[..., 3] == 255).all()
 
 
@@ -161,7 +161,7 @@ def compare(page: Any, *pictures: np.ndarray[Any, Any]) -> None:
     for picture in pictures:
         shown = page.execute_script(script, picture.astype(int).ravel().tolist(), len(picture))
         try:
-            lines = read_digits(read_colors(Image.fromarray(picture.astype(np.uint8))))
+            lines = read_digits(colors(decode(Image.fromarray(picture.astype(np.uint8)))))
         except UserError:
             lines = []
         assert [len(line) for line in shown] == [len(line) for line in lines]
@@ -210,7 +210,7 @@ def test_a_number_and_what_is_unsure(page: Any) -> None:
 
 @pytest.mark.slow
 def test_unsure_is_what_predict_calls_so(page: Any) -> None:
-    assert page.execute_script("return [UNSURE, HEAVY]") == [command.UNSURE, command.HEAVY]
+    assert page.execute_script("return [UNSURE, SOLID]") == [command.UNSURE, command.SOLID]
 
 
 @pytest.mark.slow

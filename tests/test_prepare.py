@@ -17,10 +17,11 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from datasets import MEAN, STD, load_mnist
-from datasets.pictures import Floats, read_colors, read_picture
+from datasets import MNIST, load_mnist
 from model import Net
-from predict.preprocess import centre, crop, find_ink, read_digits, resampling
+from pictures import Floats, colors, decode, read
+from predict.ink import find_ink
+from predict.prepare import centre, crop, read_digits, resampling
 from runtime.errors import UserError
 from trained import load_trained
 
@@ -52,16 +53,16 @@ def ten(test_set: Set) -> Bytes:
 @torch.inference_mode()
 def predictions(net: Net, digits: list[Bytes]) -> list[int]:
     images = torch.from_numpy(np.stack(digits)).unsqueeze(1) / 255
-    labels: list[int] = net((images - MEAN) / STD).argmax(dim=1).tolist()
+    labels: list[int] = net((images - MNIST.mean) / MNIST.std).argmax(dim=1).tolist()
     return labels
 
 
 def preprocess(picture: Image.Image) -> Bytes:
-    return read_digits(read_colors(picture))[0][0].image
+    return read_digits(colors(decode(picture)))[0][0].image
 
 
 def prepare(file: BinaryIO) -> Bytes:
-    return read_digits(read_picture(file)[0])[0][0].image
+    return read_digits(read(file)[0])[0][0].image
 
 
 def as_mnist(ink: Floats) -> Bytes:
@@ -285,8 +286,8 @@ def test_frames_are_dropped(ten: Bytes, net: Net) -> None:
     for left in (13, 155, 290):
         walls[13:147, left : left + 130] = 0
     row = np.maximum(np.pad(row, ((10, 10), (10, 10))), walls)
-    (line,) = read_digits(read_colors(painted(row)))
-    assert predictions(net, [image for _, image in line]) == [4, 0, 7]
+    (line,) = read_digits(colors(decode(painted(row))))
+    assert predictions(net, [digit.image for digit in line]) == [4, 0, 7]
     for inside in (np.s_[65:75, 65:75], np.s_[57:83, 68:71]):
         zero = np.pad(enlarged(ten[0], 100), 20)
         zero[inside] = 1
@@ -339,10 +340,10 @@ def test_each_digit_is_prepared_as_if_it_were_alone(ten: Bytes) -> None:
         page[top : top + 112, left : left + 112] = enlarged(digit)
     lines = read_digits(np.repeat(1 - page[:, :, None], 3, axis=2))
     assert list(map(len, lines)) == [5, 5]
-    for (box, image), digit in zip([each for line in lines for each in line], ten, strict=True):
+    for found, digit in zip([each for line in lines for each in line], ten, strict=True):
         alone = preprocess(painted(enlarged(digit)))
-        assert np.abs(image.astype(int) - alone).max() <= 2  # painted rounds to 8 bits
-        assert page[box.top : box.bottom, box.left : box.right].max() > 0.9
+        assert np.abs(found.image.astype(int) - alone).max() <= 2  # painted rounds to 8 bits
+        assert page[found.box.top : found.box.bottom, found.box.left : found.box.right].max() > 0.9
 
 
 @pytest.mark.parametrize(("n", "m"), [(7, 3), (100, 20), (5, 1)])
@@ -366,7 +367,9 @@ def test_small_pictures_are_enlarged() -> None:
     by_torch = F.interpolate(tensor, scale_factor=4, mode="bicubic", antialias=True)[0, 0].numpy()
     for values, expected in ((ink, by_torch), (np.pad(ink, ((0, 0), (0, 1))), np.pad(ink, ((0, 0), (0, 1))))):
         cut = np.clip((expected / expected.max() - 0.15) / 0.7, 0, 1)
-        assert np.allclose(find_ink(np.repeat(1 - values[:, :, None], 3, axis=2)), cut, atol=1e-4)
+        assert np.allclose(
+            find_ink(np.repeat(1 - values[:, :, None], 3, axis=2), np.ones_like(values) > 0), cut, atol=1e-4
+        )
 
 
 def png_of(width: int, height: int) -> bytes:

@@ -1,0 +1,133 @@
+"""Read folders of pictures as a data set: one folder for each class."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datasets.mnist import Images, split_holdout
+from pictures import SIDE, Bytes, Floats, border, read, round_half_up, to_bytes
+from runtime.errors import UserError, warn
+
+ENOUGH = 8 * SIDE  # pixels on each side of a JPEG, for fit_to_28x28
+GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
+# The usual names of a data set's parts, in lower case: training, test and validation set.
+PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
+# Hidden files, and what Windows, macOS and file servers add to a folder.
+IGNORED = re.compile(r"\.|(thumbs\.db|desktop\.ini|__macosx|@eadir)$", re.IGNORECASE)
+
+
+def fit_to_28x28(rgb: Floats) -> Bytes:
+    """Scale a whole picture, ``rgb`` (H, W, 3), to a grey image, uint8 (28, 28), with its aspect ratio kept.
+
+    Its longer side becomes 28 pixels, by Pillow's bicubic filter. It is centred, and the padding has the
+    median of its border. A grey picture of 28×28 pixels stays as it is.
+    """
+    values = to_bytes(rgb @ GREY)
+    grey, scale = Image.fromarray(values), SIDE / max(values.shape)
+    width, height = (max(1, round_half_up(side * scale)) for side in grey.size)
+    image = Image.new("L", (SIDE, SIDE), int(np.median(border(values))))
+    image.paste(grey.resize((width, height)), ((SIDE - width) // 2, (SIDE - height) // 2))
+    return np.array(image)
+
+
+def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
+    """Read the training or the test set from folders of pictures, which are named after their classes.
+
+    - Pictures are in train/CLASS and test/CLASS under ``data_path``, or only in CLASS. Then a fifth of them,
+      rounded up, is the test set, with a picture of each class. The same files always give the same one.
+    - It returns images as ``fit_to_28x28`` makes them, by class and file name, their labels, and the names of
+      the classes, in alphabetical order.
+    - Hidden files are ignored. A warning names anything else outside the class folders.
+    """
+    root = Path(data_path)
+    parts = find_parts(root)
+    folder = parts[0 if train else 1]
+    class_folders = [path for path in list_visible(folder) if path.is_dir()]
+    pictures = [list_pictures(path) for path in class_folders]
+    if len(pictures) < 2:
+        raise UserError(
+            f"--data-path {folder}: it needs 2 class folders or more, not {len(pictures)}: CLASS/PICTURE"
+        )
+    warn_unused({root, folder} if train else {folder} - {root}, {*parts, *class_folders})
+    paths = [path for of_class in pictures for path in of_class]
+    labels = torch.tensor([label for label, of_class in enumerate(pictures) for _ in of_class])
+    if folder == root:
+        for path, *others in pictures:
+            if not others:
+                raise UserError(f"{path}: the only picture of its class; training and test need one each")
+        index = split_pictures(labels)[0 if train else 1]
+        paths, labels = [paths[i] for i in index.tolist()], labels[index]
+    images = np.empty((len(paths), SIDE, SIDE), dtype=np.uint8)
+    for i, path in enumerate(paths):
+        try:
+            with open(path, "rb") as file:
+                images[i] = fit_to_28x28(read(file, ENOUGH)[0])
+        except UserError as error:
+            raise UserError(f"{path}: {error}; replace or remove it") from None
+    # Some file systems allow names that are no valid Unicode, which a checkpoint and a terminal need.
+    classes = [os.fsencode(path.name).decode(errors="backslashreplace") for path in class_folders]
+    return (torch.from_numpy(images), labels), tuple(classes)
+
+
+def split_pictures(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Split pictures with these ``labels``, int64 (N,): a fifth, rounded up, is the test set.
+
+    Returns the indices of the training and of the test set. A class too small for a share in that fifth has
+    its first picture in the test set, too.
+    """
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[split_holdout(labels, -(-len(labels) // 5))[1]] = True
+    for label in set(labels.tolist()) - set(labels[held_out].tolist()):
+        held_out[labels.tolist().index(label)] = True
+    return (~held_out).nonzero().view(-1), held_out.nonzero().view(-1)
+
+
+def list_visible(folder: Path) -> list[Path]:
+    """List the files and folders in ``folder`` by name, without those to be ``IGNORED``."""
+    paths = [path for path in folder.iterdir() if not IGNORED.match(path.name)]
+    return sorted(paths, key=lambda path: path.name)  # paths themselves sort in another order on Windows
+
+
+def find_parts(root: Path) -> tuple[Path, Path]:
+    """Return the folders of the training and the test set in ``root``: both ``root`` if it holds the classes.
+
+    A validation set is the test set if there is no other.
+    """
+    folders = [path for path in list_visible(root) if path.is_dir()]
+    train, test, validation = ([path for path in folders if path.name.lower() in names] for names in PARTS)
+    test = test or validation
+    for part in train, test:
+        if len(part) > 1:
+            raise UserError(
+                f"{part[0]} and {part[1]}: only one of them can be used; move the other elsewhere"
+            )
+    return (train[0], test[0]) if train and test else (root, root)
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """List the pictures of a class: all visible files in its ``folder``, which must have no subfolders."""
+    paths = list_visible(folder)
+    if any(path.is_dir() for path in paths):
+        raise UserError(
+            f"{folder} holds folders instead of pictures: --data-path needs CLASS/PICTURE, "
+            "or train/CLASS/PICTURE and test/CLASS/PICTURE"
+        )
+    for path in paths:
+        if not path.is_file():  # a pipe would wait for ever
+            raise UserError(f"{path}: it is not a file; remove it")
+    if not paths:
+        raise UserError(f"{folder}: a class without pictures; add some, or remove the folder")
+    return paths
+
+
+def warn_unused(folders: set[Path], used: set[Path]) -> None:
+    """Name what is in ``folders`` but is not ``used``."""
+    unused = [str(path) for folder in sorted(folders) for path in list_visible(folder) if path not in used]
+    if unused:
+        more = f" and {len(unused) - 5:,} more" if len(unused) > 5 else ""
+        warn(f"these are not part of the training or test set: {', '.join(unused[:5])}{more}")

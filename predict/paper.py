@@ -1,0 +1,106 @@
+"""Find the sheet of paper in a picture that shows more than that, such as the desk around it: step 4."""
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+
+from pictures import Floats, border, distance, round_half_up, to_bytes
+from predict.components import Box, Mask, dilate, label
+
+REDUCED = 64  # pixels of the longer side of a reduced picture
+STRONG = 0.395  # share of the largest distance from the border's colour
+SMALLEST, LARGEST = 0.1, 0.9  # a sheet's share of the picture
+SOLID = 0.75  # share of a sheet that nothing is written on
+CONVEX, RECTANGULAR = 0.93, 0.8  # share of its convex hull, and of the smallest rectangle around it
+SHARP = 0.85  # share of the step across its outline that is within 3×3 pixels
+CONTRAST = 0.2  # of sheet and rest, as a share of the way from black to white
+WRITTEN = 0.3  # contrast of something on the sheet, as a share of that
+ANGLES = np.radians(np.arange(0, 180, 2))
+
+
+def shrink(rgb: Floats) -> Floats:
+    """Average ``rgb`` (H, W, 3) in [0, 1] over areas, so that its longer side has 64 pixels."""
+    picture = Image.fromarray(to_bytes(rgb))
+    width, height = (max(1, round_half_up(side * REDUCED / max(picture.size))) for side in picture.size)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BOX)) / 255
+
+
+def windows(values: Floats, reach: int) -> Floats:
+    """Return the values within ``reach`` pixels around each of ``values`` (H, W), as (H, W, side, side)."""
+    side = 2 * reach + 1
+    return sliding_window_view(np.pad(values, reach, mode="edge"), (side, side))
+
+
+def spread(values: Floats, reach: int) -> Floats:
+    """Return the largest difference, (H, W), of ``values`` within ``reach`` pixels around each."""
+    return np.asarray(np.ptp(windows(values, reach), axis=(2, 3)))
+
+
+def is_rectangular(mask: Mask) -> bool:
+    """Tell whether ``mask`` (H, W) fills its convex hull, and the smallest rectangle around it."""
+    y, x = np.indices(mask.shape)
+    along = np.multiply.outer(np.cos(ANGLES), x) + np.multiply.outer(np.sin(ANGLES), y)
+    low, high = (
+        along.min(axis=(1, 2), where=mask, initial=np.inf),
+        along.max(axis=(1, 2), where=mask, initial=-np.inf),
+    )
+    lengths = high - low + 1
+    rectangle = (lengths * np.roll(lengths, len(lengths) // 2)).min()
+    hull = ((along >= low[:, None, None]) & (along <= high[:, None, None])).all(axis=0)
+    return bool(mask.sum() >= max(CONVEX * hull.sum(), RECTANGULAR * rectangle))
+
+
+def is_sharp(mask: Mask, values: Floats) -> bool:
+    """Tell whether ``values`` (H, W) change at once, as at paper's edge, along the outline of ``mask``."""
+    outline = mask & dilate(~mask, 1)
+    step = windows(spread(values, 1), 1).max(axis=(2, 3)) / np.maximum(spread(values, 3), 1e-9)
+    return bool(np.median(step[outline]) >= SHARP)
+
+
+def is_written_on(mask: Mask, rgb: Floats) -> bool:
+    """Tell whether something stands out from the sheet ``mask`` (H, W), 3 pixels inside it."""
+    colour, other = np.median(rgb[mask], axis=0), np.median(rgb[~mask], axis=0)
+    contrast = abs(colour - other).max()
+    return bool(
+        contrast >= CONTRAST and (distance(rgb, colour)[~dilate(~mask, 3)] >= WRITTEN * contrast).any()
+    )
+
+
+def find_sheet(rgb: Floats) -> Mask | None:
+    """Return where in ``rgb`` (H, W, 3) the only sheet is, as (H, W), or None."""
+    if min(rgb.shape[:2]) < REDUCED:
+        return None
+    small = shrink(rgb)
+    away = distance(small, np.median(border(small), axis=0))
+    strong, sheets = away >= STRONG * away.max(), []
+    for mask in strong, ~strong:
+        labels = label(mask)
+        areas = np.bincount(labels.ravel())
+        for number in np.flatnonzero(areas[1:] >= SOLID * SMALLEST * labels.size) + 1:
+            others = label(labels != number)  # those that don't touch the border are on the sheet
+            sheet = ~np.isin(others, np.setdiff1d(border(others), 0))
+            if (
+                areas[number] >= SOLID * sheet.sum()
+                and SMALLEST <= sheet.mean() <= LARGEST
+                and is_rectangular(sheet)
+                and is_sharp(sheet, away)
+                and is_written_on(sheet, small)
+            ):
+                sheets.append(~dilate(~sheet, 1))  # without its edge
+    if len(sheets) != 1:
+        return None
+    return np.asarray(Image.fromarray(sheets[0]).resize(rgb.shape[1::-1], Image.Resampling.NEAREST))
+
+
+def crop_to_sheet(rgb: Floats) -> tuple[Floats, Mask, Box]:
+    """Crop ``rgb`` (H, W, 3) to the sheet in it, if there is one, and give what is beyond it its colour.
+
+    Returns the colours of the sheet, where in them the sheet is, (H', W'), and their box in ``rgb``.
+    """
+    sheet = find_sheet(rgb)
+    if sheet is None:
+        return rgb, np.ones(rgb.shape[:2], dtype=np.bool_), Box(0, 0, *rgb.shape[1::-1])
+    columns, rows = np.flatnonzero(sheet.any(axis=0)).tolist(), np.flatnonzero(sheet.any(axis=1)).tolist()
+    box = Box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    part = slice(box.top, box.bottom), slice(box.left, box.right)
+    return np.where(sheet[part][:, :, None], rgb[part], np.median(rgb[sheet], axis=0)), sheet[part], box
