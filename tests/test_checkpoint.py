@@ -55,12 +55,12 @@ def run(tmp_path: Path) -> Run:
 def test_a_run_comes_back_whole(run: Run) -> None:
     parts, expected = make_parts(1), make_parts(0)
     found = load_run(run.folder / "last.pt", parts)
-    assert replace(found, model=None) == replace(run, model=None)
+    assert replace(found, best_weights=None) == replace(run, best_weights=None)
     assert (found.epoch, found.best, found.finished, found.reached) == (2, ROWS[0], False, False)
     for name, part in parts.items():
         assert same(part.state_dict(), expected[name].state_dict()), name
     for name, value in expected["model"].state_dict().items():
-        assert found.model is not None and torch.equal(found.model[name], value)
+        assert found.best_weights is not None and torch.equal(found.best_weights[name], value)
     best = load_run(run.folder / "best.pt")
     assert best.metrics == ROWS and load(run.folder / "best.pt").keys() < load(run.folder / "last.pt").keys()
 
@@ -95,14 +95,14 @@ UNFIT: dict[str, Callable[[Any], object]] = {
     "another data set's description": lambda c: c["dataset"].pop("mean"),
     **{
         f"no {name}": leave_out(name)
-        for name in ("format", "config", "metrics", "device", "versions", "model")
+        for name in ("format", "config", "metrics", "device", "versions", "best_weights")
     },
     **{
         f"{damage!r} for the {part}'s state": replace_state(part, damage)
         for part, damage in (("model", None), ("model", {}), ("optimizer", {"state": 3}), ("scheduler", None))
     },
     "no states": leave_out("training"),
-    "another network's state": lambda c: c["training"].update(model=Net(num_classes=3).state_dict()),
+    "another network's state": lambda c: c["training"].update(best_weights=Net(num_classes=3).state_dict()),
 }
 
 
@@ -240,5 +240,5 @@ def test_one_altered_bit_changes_no_weight_unnoticed(
     except UserError as error:
         assert "\n" not in str(error)
     else:  # it was between the entries
-        assert run.model is not None
-        assert all(torch.equal(found[name], value) for name, value in run.model.items())
+        assert run.best_weights is not None
+        assert all(torch.equal(found[name], value) for name, value in run.best_weights.items())

@@ -195,7 +195,7 @@ def test_each_setting_changes_the_weights_and_nothing_else_does(
 
     def weights(name: str, *flags: str) -> Any:
         call(*SHORT, "--epochs", "2", *flags, "--output-dir", str(tmp_path / name))
-        return load(tmp_path / name / "best.pt")["model"], load(tmp_path / name / "last.pt")["training"][
+        return load(tmp_path / name / "best.pt")["best_weights"], load(tmp_path / name / "last.pt")["training"][
             "model"
         ]
 

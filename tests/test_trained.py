@@ -184,7 +184,7 @@ def test_what_is_no_state_dict_is_named(name: str, net: Net, tmp_path: Path) -> 
 
 def test_a_flipped_bit_is_named(tmp_path: Path) -> None:
     content = bytearray(INCLUDED)
-    weight = torch.load(io.BytesIO(content), weights_only=True)["model"]["bn4.weight"]
+    weight = torch.load(io.BytesIO(content), weights_only=True)["best_weights"]["bn4.weight"]
     content[content.index(weight.numpy().tobytes()) + 2] ^= 1
     (tmp_path / "best.pt").write_bytes(content)
     assert "in it has changed since it was written" in refused(tmp_path / "best.pt")
@@ -240,7 +240,7 @@ def test_a_run_comes_back_and_decides_the_classes(net: Net, tmp_path: Path) -> N
     assert torch.equal(torch.get_rng_state(), before)
     assert trained.run is not None and trained.run.best == ROW and trained.run.config == ORIGINAL
     held_out = replace(ROW, split="holdout", epoch=2, eval_accuracy=70.0)
-    letters = replace(run, dataset=LETTERS, metrics=[ROW, held_out], model=Net(num_classes=3).state_dict())
+    letters = replace(run, dataset=LETTERS, metrics=[ROW, held_out], best_weights=Net(num_classes=3).state_dict())
     save_run(letters, {})
     trained = load_trained(tmp_path)
     assert trained.dataset == LETTERS and trained.model.conv7.out_channels == 3
