@@ -206,18 +206,18 @@ def load_tensors(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(io.BytesIO(file)) as archive:
                 # torch.save doesn't compress; a small compressed file could fill the memory.
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise UserError("it is compressed, and torch.save writes no such file")
+                    raise UserError("is compressed, and torch.save writes no such file")
                 if damaged := archive.testzip():  # torch ignores the checksums
-                    raise UserError(f"damaged: {damaged} in it has changed since it was written")
+                    raise UserError(f"is damaged: {damaged} in it has changed since it was written")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of unknown formats, then raises an error
             content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-            raise UserError("it holds no dictionary of names")
+            raise UserError("holds no dictionary of names")
     except pickle.UnpicklingError:
         problem = "damaged, or more than tensors and plain values, such as a whole pickled model"
-        raise UserError(f"{path}: {problem}") from None
+        raise UserError(f"{path} is refused: {problem}") from None
     except Exception as error:  # damaged bytes can cause any error in zipfile and torch
-        problem = str(error) if isinstance(error, UserError) else "damaged, or no file that torch.save wrote"
-        raise UserError(f"{path}: {problem}") from None
+        problem = "is damaged, or no file that torch.save wrote"
+        raise UserError(f"{path} {error if isinstance(error, UserError) else problem}") from None
     return content

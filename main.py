@@ -135,7 +135,7 @@ def main() -> None:
         print("This was a dry run: no results are kept", flush=True)
         return
     folder = shlex.quote(str(run.folder))
-    print(f"\nThe results are in {folder}. To look at them, or to use the network:")
+    print(f"\nThe results are in {folder}. To look at them, and to use the network:")
     for command in (f"report {folder}", f"predict --weights {folder} IMAGE", f"export --weights {folder}"):
         print(f"    python -m {command}", flush=True)
 

@@ -102,7 +102,7 @@ UNFIT: dict[str, Callable[[Any], object]] = {
         for part, damage in (("model", None), ("model", {}), ("optimizer", {"state": 3}), ("scheduler", None))
     },
     "no states": leave_out("training"),
-    "another network's state": lambda c: c["training"].update(best_weights=Net(num_classes=3).state_dict()),
+    "another network's state": lambda c: c["training"].update(model=Net(num_classes=3).state_dict()),
 }
 
 

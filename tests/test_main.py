@@ -195,9 +195,9 @@ def test_each_setting_changes_the_weights_and_nothing_else_does(
 
     def weights(name: str, *flags: str) -> Any:
         call(*SHORT, "--epochs", "2", *flags, "--output-dir", str(tmp_path / name))
-        return load(tmp_path / name / "best.pt")["best_weights"], load(tmp_path / name / "last.pt")["training"][
-            "model"
-        ]
+        return load(tmp_path / name / "best.pt")["best_weights"], load(tmp_path / name / "last.pt")[
+            "training"
+        ]["model"]
 
     base = list(weights("base", "--device", "cpu"))
     assert same(base, list(weights("again", "--target-accuracy", "100")))
@@ -596,7 +596,7 @@ def test_the_notebook_of_the_readme_runs(capsys: Capture) -> None:
 def test_importing_changes_no_global_state_and_takes_no_slow_packages() -> None:
     modules = [path.stem for path in ROOT.glob("*.py")]
     modules += [f"{path.parent.name}.{path.stem}" for path in ROOT.glob("runtime/[a-z]*.py")]
-    modules += ["datasets", "datasets.mnist", "datasets.describe", "datasets.pictures"]
+    modules += ["datasets", "datasets.mnist", "datasets.describe", "datasets.folder"]
     state = "torch.get_rng_state().tolist(), signal.getsignal(15), sys.excepthook, list(sys.path), "
     state += "dict(os.environ), list(warnings.filters), torch.get_num_threads()"
     code = "import os, signal, sys, warnings, torch, filelock, tqdm, PIL.Image\n"

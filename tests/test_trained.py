@@ -240,7 +240,9 @@ def test_a_run_comes_back_and_decides_the_classes(net: Net, tmp_path: Path) -> N
     assert torch.equal(torch.get_rng_state(), before)
     assert trained.run is not None and trained.run.best == ROW and trained.run.config == ORIGINAL
     held_out = replace(ROW, split="holdout", epoch=2, eval_accuracy=70.0)
-    letters = replace(run, dataset=LETTERS, metrics=[ROW, held_out], best_weights=Net(num_classes=3).state_dict())
+    letters = replace(
+        run, dataset=LETTERS, metrics=[ROW, held_out], best_weights=Net(num_classes=3).state_dict()
+    )
     save_run(letters, {})
     trained = load_trained(tmp_path)
     assert trained.dataset == LETTERS and trained.model.conv7.out_channels == 3
