@@ -203,11 +203,11 @@ def main() -> int:
     json_help = "print a JSON array, one object for each picture that can be read"
     save_help = "new or empty folder for a PNG of each picture: what the network was shown, and its answers"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=images_help)
-    parser.add_argument("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
+    parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
     parser.add_argument("--json", action="store_true", help=json_help)
     parser.add_argument("--save", metavar="DIR", help=save_help)
     args = parser.parse_args()
-    return answer_all(args.images, args.weights, args.json, Path(args.save) if args.save else None)
+    return answer_all(args.images, args.weights or "", args.json, Path(args.save) if args.save else None)
 
 
 if __name__ == "__main__":
