@@ -154,9 +154,7 @@ def draw_overview(rgb: Floats, scale: float, digits: list[Digit], answers: list[
     return file.getvalue()
 
 
-def answer_all(
-    images: list[str], weights: str | None, as_json: bool = False, save: Path | None = None
-) -> int:
+def answer_all(images: list[str], weights: str = "", as_json: bool = False, save: Path | None = None) -> int:
     """Print the predictions for ``images``; return the exit status, 1 if one of them can't be read."""
     torch.set_num_threads(1)  # an image is too small to share; on a busy machine, threads wait for each other
     trained = load_trained(weights)
