@@ -154,9 +154,7 @@ def draw_overview(rgb: Floats, scale: float, digits: list[Digit], answers: list[
     return file.getvalue()
 
 
-def answer_all(
-    images: list[str], weights: str | None, as_json: bool = False, save: Path | None = None
-) -> int:
+def answer_all(images: list[str], weights: str = "", as_json: bool = False, save: Path | None = None) -> int:
     """Print the predictions for ``images``; return the exit status, 1 if one of them can't be read."""
     torch.set_num_threads(1)  # an image is too small to share; on a busy machine, threads wait for each other
     trained = load_trained(weights)
@@ -203,11 +201,11 @@ def main() -> int:
     json_help = "print a JSON array, one object for each picture that can be read"
     save_help = "new or empty folder for a PNG of each picture: what the network was shown, and its answers"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=images_help)
-    parser.add_argument("--weights", default="", metavar="FILE", help=WEIGHTS_HELP)
+    parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
     parser.add_argument("--json", action="store_true", help=json_help)
     parser.add_argument("--save", metavar="DIR", help=save_help)
     args = parser.parse_args()
-    return answer_all(args.images, args.weights, args.json, Path(args.save) if args.save else None)
+    return answer_all(args.images, args.weights or "", args.json, Path(args.save) if args.save else None)
 
 
 if __name__ == "__main__":
