@@ -132,4 +132,4 @@ def test_output_that_nobody_takes_is_one_line(flags: list[str], tmp_path: Path) 
             check=False,
         )
     assert done.returncode == 1
-    assert done.stderr == "main.py: error: No space left on device\n"
+    assert done.stderr == "main.py: error: standard output: No space left on device\n"
