@@ -145,7 +145,7 @@ def test_the_page_says_what_independent_counts_find(
     write_report(reported, "--output-dir", tmp_path)
     weights, result = capsys.readouterr().out.splitlines()
     model, (images, labels) = Net().eval(), make_test_set()
-    model.load_state_dict(torch.load(reported / "best.pt", weights_only=True)["model"])
+    model.load_state_dict(torch.load(reported / "best.pt", weights_only=True)["best_weights"])
     with torch.no_grad():
         predictions = model(((images / 255 - 0.1307) / 0.3081).unsqueeze(1)).argmax(dim=1).tolist()
     right = [prediction == label for prediction, label in zip(predictions, labels.tolist(), strict=True)]
@@ -194,7 +194,7 @@ def test_the_page_of_another_data_set_has_its_classes_names(
     assert loaded == [os.path.abspath("/trained/here"), os.path.abspath("/pictures")]
     assert capsys.readouterr().err == ""
     model = Net(num_classes=2).eval()
-    model.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True)["model"])
+    model.load_state_dict(torch.load(tmp_path / "best.pt", weights_only=True)["best_weights"])
     with torch.no_grad():
         predictions = model(((images / 255 - 0.25) / 0.5).unsqueeze(1)).argmax(dim=1)
     page = read_page(tmp_path)

@@ -177,7 +177,7 @@ def test_runs_without_ray_are_those_of_main(swept: Path, tmp_path: Path, test_se
     assert [row["seed"] for row in rows] == ["1", "2"]
     for row in rows:
         model = Net().eval()
-        best = torch.load(runs / f"seed-{row['seed']}" / "best.pt", weights_only=True)["model"]
+        best = torch.load(runs / f"seed-{row['seed']}" / "best.pt", weights_only=True)["best_weights"]
         model.load_state_dict(best)
         images, labels = (half[:500] for half in test_set)
         with torch.no_grad():
