@@ -1,6 +1,7 @@
 """Train for one epoch."""
 
 import math
+from itertools import compress
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,17 @@ from runtime.errors import DivergedError
 from utils import DeviceLoader
 
 BAR_INTERVAL = 25  # batches between updates of the progress bar's text; each update waits for the device
+
+
+@torch.no_grad()
+def update_average(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """Set each weight and statistic of ``ema`` to decay · its value + (1 - decay) · that of ``model``."""
+    averages, values = ([*net.parameters(), *net.buffers()] for net in (ema, model))
+    floats = [value.is_floating_point() for value in values]  # all but batch norm's counters of batches
+    torch._foreach_lerp_([*compress(averages, floats)], [*compress(values, floats)], 1 - decay)
+    for average, value in zip(averages, values, strict=True):
+        if not value.is_floating_point():
+            average.copy_(value)
 
 
 def train(
@@ -45,9 +57,6 @@ def train(
     train_loader.epoch = epoch
     steps = len(train_loader)
     loss_sum, correct = torch.zeros(2, device=device)  # two scalars of one type: torch.stack joins them below
-    if ema is not None:  # state_dict() returns references, so in-place operations update the network
-        averages = [tensor for tensor in ema.state_dict().values() if tensor.is_floating_point()]
-        current = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in enumerate(train_loader):
@@ -64,8 +73,7 @@ def train(
             if ema is not None:
                 step = (epoch - 1) * steps + batch_id
                 # A smaller decay at the start: the formula of TensorFlow's ExponentialMovingAverage.
-                decay = min(ema_decay, (1 + step) / (10 + step))
-                torch._foreach_lerp_(averages, current, 1 - decay)
+                update_average(ema, model, min(ema_decay, (1 + step) / (10 + step)))
             loss_sum += F.cross_entropy(output.detach(), target, reduction="sum")
             correct += (output.argmax(dim=1) == target).sum()
             processed += len(target)
@@ -80,8 +88,4 @@ def train(
                 if not math.isfinite(epoch_loss):
                     raise DivergedError(f"the loss became {epoch_loss} in epoch {epoch}: try a lower --lr")
             bar.update()
-    if ema is not None:  # batch norm's counters of batches, which are integers, have no average
-        for average, value in zip(ema.buffers(), model.buffers(), strict=True):
-            if not value.is_floating_point():
-                average.copy_(value)
     return loss_sum.item() / processed, 100.0 * correct.item() / processed
