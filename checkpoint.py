@@ -182,7 +182,7 @@ def load_run(path: Path, parts: Mapping[str, Any] | None = None) -> Run:
 
 
 def match_strides(optimizer: Optimizer) -> None:
-    """Give each momentum the strides of its weight, as fused SGD requires; on a CPU, ``speed_up`` changes them."""
+    """Give each momentum the strides of its weight, as fused SGD requires: ``speed_up`` changes them."""
     for weight, state in optimizer.state.items():
         if state.get("momentum_buffer") is not None:
             state["momentum_buffer"] = torch.empty_like(weight).copy_(state["momentum_buffer"])

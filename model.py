@@ -44,7 +44,7 @@ class Net(nn.Module):
         self.gap = nn.AdaptiveAvgPool2d(1)  #           10×1×1    the whole image
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images, (N, 1, 28, 28) or smaller, to log-probabilities, (N, num_classes); float32."""
+        """Map normalised images, (N, 1, 28, 28) or smaller, to log-probabilities, (N, num_classes)."""
         # ReLU is a function here, so it has no row in the summary table, as in the original.
         x = self.dropout1(self.bn1(F.relu(self.conv1(x), inplace=True)))
         x = self.dropout2(self.bn2(F.relu(self.conv2(x), inplace=True)))
