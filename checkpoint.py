@@ -120,13 +120,13 @@ def open_run(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            # Before anything is written. A run that was killed at its start has left hidden files at most.
+            if not options.resume and any(path.name[0] != "." for path in folder.iterdir()):
+                raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
+            stack.enter_context(locked(folder))
         except OSError as error:
-            solution = "name a folder for the results by --output-dir"
-            raise UserError(f"{error.filename}: {error.strerror}: {solution}") from None
-        # Before anything is written. A run that was killed at its start has left hidden files at most.
-        if not options.resume and any(path.name[0] != "." for path in folder.iterdir()):
-            raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
-        stack.enter_context(locked(folder))
+            solution = "" if options.resume else ": name a folder for the results by --output-dir"
+            raise UserError(f"{error.filename}: {error.strerror}{solution}") from None
         if options.resume:
             run = load_run(folder / "last.pt")
             if dataset != replace(run.dataset, path=dataset.path):  # it has hashes of the images

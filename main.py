@@ -93,12 +93,11 @@ def train_run(config: Config, options: Options) -> Run:
     ema = copy.deepcopy(model) if config.model_ema_decay else None
 
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler} | ({"ema": ema} if ema else {})
-    with open_run(config, options, dataset, device, parts) as run:
-        curves = None
-        if options.tensorboard:
-            from report.tensorboard import add_epoch, open_curves
+    if options.tensorboard:
+        from report.tensorboard import add_epoch, open_curves
 
-            curves = open_curves(run)
+    with open_run(config, options, dataset, device, parts) as run:
+        curves = open_curves(run) if options.tensorboard else None
         while not run.finished:
             epoch = run.epoch + 1
             print(f"\nEpoch {epoch}/{config.epochs}", flush=True)

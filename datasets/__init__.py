@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, replace
 
 from datasets.mnist import SIDE, Images, load_mnist, split_holdout
-from runtime.errors import warn
+from runtime.errors import UserError, warn
 
 __all__ = ["MNIST", "NAMES", "SIDE", "Dataset", "Images"]
 __all__ += ["choose_path", "load", "load_mnist", "load_test", "read", "split_holdout"]
@@ -49,6 +49,8 @@ def read(name: str, path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     if name == MNIST.name:
         return load_mnist(train), MNIST.classes
     if name == "folder":
+        if not os.path.isdir(path):
+            raise UserError(f"--data-path {path}: no such folder; name that of the pictures")
         from datasets.folder import load_folder
 
         return load_folder(path, train)

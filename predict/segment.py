@@ -12,11 +12,8 @@ BRIDGED = 0.04  # gap in a stroke that is bridged on each side, as a share of th
 SPECK = 0.15  # smallest piece, as a share of the typical height
 SHORTEST, TALLEST = 0.5, 2.0  # a digit's height, as a multiple of the typical height
 FAINT = 0.2  # a digit's smallest number of pixels, as a share of the mean
-BESIDE, SMALL, BESIDE_SMALL = (
-    0.6,
-    40,
-    0.85,
-)  # share of the taller digit's rows that the other of two digits must have, too
+BESIDE = 0.6  # share of the taller digit's rows that the other of two digits must have, too
+SMALL, BESIDE_SMALL = 40, 0.85  # that share for ink below so many pixels
 
 
 def overlap(a: Box, b: Box, axis: int) -> tuple[int, int]:

@@ -1,24 +1,23 @@
 """Write the curves of a run for TensorBoard."""
 
-from typing import Any
-
 from checkpoint import EpochMetrics, Run
 from runtime.errors import UsageError
 
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError as error:
+    raise UsageError(f"argument --tensorboard: pip install tensorboard ({error})") from None
 
-def open_curves(run: Run) -> Any:
+
+def open_curves(run: Run) -> SummaryWriter:
     """Open a ``SummaryWriter`` in the folder of ``run``. The run's epochs replace those of earlier files."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError(f"argument --tensorboard: pip install tensorboard ({error})") from None
     writer = SummaryWriter(run.folder, purge_step=0)
     for row in run.metrics:
         add_epoch(writer, row)
     return writer
 
 
-def add_epoch(writer: Any, row: EpochMetrics) -> None:
+def add_epoch(writer: SummaryWriter, row: EpochMetrics) -> None:
     """Add an epoch to the curves, and flush it to the disk."""
     for name in ("lr", "train_loss", "train_accuracy", "eval_loss", "eval_accuracy"):
         split, _, kind = name.replace("eval", row.split).rpartition("_")

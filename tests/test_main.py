@@ -484,7 +484,7 @@ def test_test_only_evaluates_weights(
     assert f"Accuracy: {right}/1000 ({right / 10:.2f}%)\n" in out
     call("--test-only", "--device", "cpu", "--data-path", "somewhere")
     assert capsys.readouterr().err == "warning: --data-path is not used: MNIST is included\n"
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(UserError, match="no such folder"):
         call("--test-only", "--weights", "missing.pt")
     assert list(tmp_path.iterdir()) == []
 
@@ -576,7 +576,7 @@ def test_a_run_on_a_folder_of_pictures(
 
 
 def test_data_that_cannot_be_had_leave_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(UserError, match="no such folder"):
         call("--dataset", "folder", "--data-path", str(tmp_path / "a"), "--output-dir", str(tmp_path / "b"))
     assert list(tmp_path.iterdir()) == []
 
@@ -638,5 +638,7 @@ def test_tensorboard_shows_each_epoch_once(tmp_path: Path) -> None:
 
 def test_without_tensorboard_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.delitem(sys.modules, "report.tensorboard", raising=False)
     with pytest.raises(UsageError, match="argument --tensorboard: pip install tensorboard"):
         call(*SHORT, "--tensorboard", "--output-dir", str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

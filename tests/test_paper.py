@@ -1,6 +1,7 @@
 """A picture may show more than paper: the sheet in it is found, and what is none isn't taken for one."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,9 @@ from trained import load_trained
 TRAINED = load_trained(Path(__file__).parents[1] / "weights" / "best.pt")
 EACH = 12  # pictures of a kind
 DRAWN: dict[str, Callable[[int, Floats], Image.Image]] = {
-    **{
-        kind: lambda seed, ink, kind=kind: draw_sheet(seed, ink, kind)
-        for kind in ("desk", "turned", "side", "corner")
-    },
-    "white cutout": lambda seed, ink: draw_cutout(seed, ink, 250),
-    "dark cutout": lambda seed, ink: draw_cutout(seed, ink, 40),
+    **{kind: partial(draw_sheet, kind=kind) for kind in ("desk", "turned", "side", "corner")},
+    "white cutout": partial(draw_cutout, paper=250),
+    "dark cutout": partial(draw_cutout, paper=40),
 }
 
 

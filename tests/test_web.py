@@ -126,8 +126,8 @@ def test_digits_drawn_by_mouse(page: Any, digit: int) -> None:
     drawing = np.array(page.execute_script("return Array.from(drawing())"), dtype=np.uint8).reshape(200, 200)
     seen = page.execute_script("return Array.from(seen.getImageData(0, 0, 28, 28).data)")
     seen = np.array(seen, dtype=np.uint8).reshape(28, 28, 4)
-    ((digit,),) = read_digits(colors(decode(Image.fromarray(drawing))))
-    assert (seen[..., :3] == digit.image[..., None]).all()
+    ((prepared,),) = read_digits(colors(decode(Image.fromarray(drawing))))
+    assert (seen[..., :3] == prepared.image[..., None]).all()
     assert (seen[..., 3] == 255).all()
 
 
