@@ -312,7 +312,7 @@ PICTURES = "--dataset=folder --epochs=1 --batch-size=2 --seeds=1 --device=cpu --
 
 
 def test_data_that_cannot_be_had_is_no_runs_result(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(UserError, match="no such folder"):
         sweep_in(tmp_path / "sweep", *PICTURES, str(tmp_path / "wrong"))
     assert not list((tmp_path / "sweep").glob("*.csv"))
 
