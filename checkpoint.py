@@ -69,7 +69,7 @@ class Run:
 
     @property
     def reached(self) -> bool:
-        """Whether the last epoch reached the target accuracy. No earlier one did: training stops then."""
+        """Whether the latest epoch reached the target accuracy. Training stops there, so no earlier one did."""
         target = self.config.target_accuracy
         return bool(target and self.metrics and self.metrics[-1].eval_accuracy >= target)
 
@@ -120,7 +120,7 @@ def open_run(
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Before anything is written. A run that was killed at its start has left hidden files at most.
+            # Look before writing. Ignore hidden files: a run that was killed at its start may have left some.
             if not options.resume and any(path.name[0] != "." for path in folder.iterdir()):
                 raise UsageError(f"argument --output-dir: {folder} is not empty: name a new folder")
             stack.enter_context(locked(folder))
@@ -131,7 +131,7 @@ def open_run(
             run = load_run(folder / "last.pt")
             if dataset != replace(run.dataset, path=dataset.path):  # it has hashes of the images
                 raise UserError(f"--data-path {dataset.path}: not the data that {folder} was trained on")
-            load_run(folder / "last.pt", parts)  # last, as the states don't fit with other classes
+            load_run(folder / "last.pt", parts)  # now, as the states would not fit other data
             run.dataset, run.device, run.versions = dataset, str(device), versions()
         else:
             run = Run(folder, config, dataset, str(device), versions())
@@ -146,9 +146,10 @@ def open_run(
 
 
 def save_run(run: Run, parts: Mapping[str, Any]) -> None:
-    """Write last.pt, which --resume reads; then best.pt, the same without ``parts``; then metrics.csv.
+    """Write last.pt, which --resume reads; then best.pt; then metrics.csv.
 
-    A kill between them loses nothing: --resume writes all three again.
+    best.pt has all of last.pt but the states of ``parts``: the weights of the best epoch, and the metrics of
+    all epochs so far. So it is written after every epoch, not only after a better one.
     """
     content = {"format": FORMAT} | {name: value for name, value in asdict(run).items() if name != "folder"}
     training = {name: part.state_dict() for name, part in parts.items()}

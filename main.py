@@ -60,7 +60,7 @@ def run_epoch(
         ema=ema,
         ema_decay=config.model_ema_decay,
     )
-    if config.schedule_interval == "epoch":  # the schedule has a step for each batch
+    if config.schedule_interval == "epoch":  # it counts batches: skip those of this epoch at once
         for _ in range(len(train_loader)):
             scheduler.step()
     split, name = ("holdout", "Held-out images") if config.holdout else ("test", "Test set")

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from config import Config
 
 PCT_START = 0.2  # share of the schedule before the peak
-FINAL_DIV_FACTOR = 100.0  # learning rate at the start, divided by that at the end
+FINAL_DIV_FACTOR = 100.0  # learning rate at the start / learning rate at the end
 # SGD's momentum: the highest is at the start and the end of the schedule, the lowest at its peak.
 BASE_MOMENTUM, MAX_MOMENTUM = 0.85, 0.95
 
@@ -89,7 +89,7 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Bring the singular values of each matrix close to 1 by Newton-Schulz steps.
 
     The matrices are (rows, ...), float32, of any sizes; all dimensions but the first count as columns.
-    Singular values above 1 % of a matrix's norm come into the range 0.68 to 1.14. As in Muon, a matrix of
+    Singular values above 1 % of a matrix's norm come into the range 0.68 to 1.14. As Jordan et al. do, a matrix of
     more rows than columns is then multiplied by (rows / columns)^½.
     """
     flat = [matrix.flatten(start_dim=1) for matrix in matrices]
