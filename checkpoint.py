@@ -69,7 +69,7 @@ class Run:
 
     @property
     def reached(self) -> bool:
-        """Whether the latest epoch reached the target accuracy. Training stops there, so no earlier one did."""
+        """Whether the latest epoch reached the target accuracy. Training stops there: no earlier one did."""
         target = self.config.target_accuracy
         return bool(target and self.metrics and self.metrics[-1].eval_accuracy >= target)
 

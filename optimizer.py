@@ -89,8 +89,8 @@ def orthogonalize(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Bring the singular values of each matrix close to 1 by Newton-Schulz steps.
 
     The matrices are (rows, ...), float32, of any sizes; all dimensions but the first count as columns.
-    Singular values above 1 % of a matrix's norm come into the range 0.68 to 1.14. As Jordan et al. do, a matrix of
-    more rows than columns is then multiplied by (rows / columns)^½.
+    Singular values above 1 % of a matrix's norm come into the range 0.68 to 1.14. A matrix of more rows than
+    columns is then multiplied by (rows / columns)^½, as Jordan et al. do.
     """
     flat = [matrix.flatten(start_dim=1) for matrix in matrices]
     wide = [matrix.T if matrix.shape[0] > matrix.shape[1] else matrix for matrix in flat]
