@@ -286,7 +286,7 @@ function prepare(drawing, side) {
 
 const SIDE = 200;     // pixels of the drawing that is read; the one that is shown has the screen's
 const PEN = 0.075;    // the pen's width; this and all positions are shares of the drawing area's side
-const UNSURE = 0.85, SOLID = 0.65;  // unsure: a lower probability, more ink in the box around it, as for predict
+const UNSURE = 0.88, SOLID = 0.65;  // unsure: a lower probability, more ink in the box around it, as for predict
 const NUDGE = 0.025;  // how far an arrow key moves the pen
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 

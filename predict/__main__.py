@@ -28,7 +28,8 @@ from trained import Trained, load_trained
 
 # A digit is unsure if its confidence is lower than the first, if its ink fills more of its box than the
 # second, as a blot does, or if another digit of the number is taller by more than the third, a factor.
-UNSURE, SOLID, UNEVEN = 0.85, 0.65, 1.8
+# So is one alone in its line beside other lines: on a photo, it is often a stroke of something else.
+UNSURE, SOLID, UNEVEN = 0.88, 0.65, 1.8
 MANY = 20  # pictures; from here on, there is a progress bar
 HEIGHT, CELL, LINE = 448, 4 * SIDE, 14  # pixels: --save's picture, an enlarged image, the text below
 
@@ -113,11 +114,14 @@ def predict(trained: Trained, lines: list[list[Digit]]) -> tuple[Answer, list[An
     log_probs = trained.log_probs(torch.from_numpy(np.stack([digit.image for digit in digits])))
     confidences, labels = (values.tolist() for values in log_probs.exp().topk(2))
     tallest = max(digit.box.bottom - digit.box.top for digit in digits)
+    alone = [len(line) == 1 < len(lines) for line in lines for _ in line]
     answers = []
-    for digit, (first, second), (best, next_best) in zip(digits, confidences, labels, strict=True):
-        uneven = tallest > UNEVEN * (digit.box.bottom - digit.box.top)
-        unsure = uneven or (trained.dataset.digit_like and is_solid(digit.image))
-        unsure = unsure or not first >= UNSURE  # NaN is unsure, too
+    for digit, unsure, (first, second), (best, next_best) in zip(
+        digits, alone, confidences, labels, strict=True
+    ):
+        unsure |= tallest > UNEVEN * (digit.box.bottom - digit.box.top)
+        unsure |= trained.dataset.digit_like and is_solid(digit.image)
+        unsure |= not first >= UNSURE  # NaN is unsure, too
         answers.append(Answer(classes[best], first, classes[next_best], second, unsure, digit.box))
     if len(answers) == 1:
         return answers[0], answers

@@ -195,6 +195,13 @@ def test_unsure_is_said_in_words_and_in_json(capsys: Capture, monkeypatch: pytes
     assert [entry["unsure"], *(digit["unsure"] for digit in entry["digits"])] == [True] * 3
 
 
+def test_a_digit_alone_in_its_line_is_unsure_beside_other_lines() -> None:
+    trained = load_trained(WEIGHTS)
+    ((seven,),) = command.read_image(SEVEN, MNIST)[2]
+    for lines, expected in (([[seven, seven], [seven]], [False, False, True]), ([[seven] * 3], [False] * 3)):
+        assert [answer.unsure for answer in command.predict(trained, lines)[1]] == expected
+
+
 def test_something_else_is_mostly_unsure() -> None:
     generator = np.random.default_rng(1)
     coarse = generator.integers(0, 256, (10, 8, 8), dtype=np.uint8)
