@@ -31,7 +31,7 @@ def test_an_error_in_a_worker_is_the_same_line(tmp_path: Path) -> None:
     (run / "last.pt").write_bytes(b"damaged")
     for flags, start in (
         (["--device", "cuda"], "argument --device"),
-        (["--epochs", "1"], f"{run}: {run}/last.pt is damaged"),
+        (["--epochs", "1"], f"{run}: {run}/last.pt is refused: damaged"),
     ):
         lines = []
         for jobs in ("1", "2"):
