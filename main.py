@@ -4,7 +4,11 @@ import copy
 import math
 import os
 import shlex
+import sys
 import time
+
+if getattr(sys.flags, "safe_path", False):  # then Python finds no module beside this file
+    sys.exit("main.py: error: unset PYTHONSAFEPATH, and leave out -P")
 
 import torch
 from torch.optim import Optimizer
@@ -123,12 +127,11 @@ def main() -> None:
         evaluate(options)
         return
     run = train_run(config, options)
-    assert run.best is not None
     if not run.config.target_accuracy:
         print(f"Accuracy at the end of the schedule: {run.metrics[-1].eval_accuracy:.2f}%")
     elif not run.reached:
         print(f"Target accuracy of {run.config.target_accuracy:g}% not reached by epoch {run.epoch}.")
-    print(f"\nFinal best accuracy: {run.best.eval_accuracy:.2f}%")
+    print(f"\nFinal best accuracy: {max(row.eval_accuracy for row in run.metrics):.2f}%")
     print(f"Total parameters: {count_parameters(Net(num_classes=len(run.dataset.classes))):,}")
     if options.dry_run:
         print("This was a dry run: no results are kept", flush=True)

@@ -59,10 +59,7 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
 
 
 def prepare_streams() -> None:
-    """Make stdout and stderr take any text, and replace a closed one: else the next file would become it.
-
-    Writing to a closed stdout fails; what a closed stderr gets is lost.
-    """
+    """Make stdout and stderr take any text, and replace a closed one: else the next file would become it."""
     for number, name, mode in ((1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, mode), number)

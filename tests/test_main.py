@@ -642,3 +642,13 @@ def test_without_tensorboard_the_package_is_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(UsageError, match="argument --tensorboard: pip install tensorboard"):
         call(*SHORT, "--tensorboard", "--output-dir", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.11 brought the safe path")
+@pytest.mark.parametrize("flags, setting", [((), "1"), (("-P",), "")])
+def test_a_safe_path_is_one_line(flags: tuple[str, ...], setting: str) -> None:
+    command = [sys.executable, *flags, str(ROOT / "main.py"), "--dry-run"]
+    environment = os.environ | {"PYTHONSAFEPATH": setting}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "main.py: error: unset PYTHONSAFEPATH, and leave out -P\n"
