@@ -21,12 +21,12 @@ def test(
     loss_sum = torch.zeros((), device=device)
     correct_sum = torch.zeros((), dtype=torch.int64, device=device)
     total = 0
-    for data, target in test_loader:
-        data, target = data.to(device), target.to(device)
-        output = model(data)
-        loss_sum += F.cross_entropy(output, target, reduction="sum")
-        correct_sum += (output.argmax(dim=1) == target).sum()
-        total += len(target)
+    for images, labels in test_loader:
+        images, labels = images.to(device), labels.to(device)
+        output = model(images)
+        loss_sum += F.cross_entropy(output, labels, reduction="sum")
+        correct_sum += (output.argmax(dim=1) == labels).sum()
+        total += len(labels)
     if total == 0:
         raise ValueError("test_loader has no batches")
     loss, correct = loss_sum.item() / total, int(correct_sum)
