@@ -33,6 +33,13 @@ def test_set() -> Set:
     return datasets.load_mnist(False)
 
 
+@pytest.fixture(scope="session")
+def unicode_names() -> None:
+    """Skip a test that passes other than ASCII to a file or a command, where the locale forbids it."""
+    if sys.getfilesystemencoding() != "utf-8":
+        pytest.skip("file names and arguments must be ASCII in this locale")
+
+
 @pytest.fixture
 def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let MNIST have 1,000 training and 1,000 test images."""

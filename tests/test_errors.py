@@ -128,6 +128,7 @@ def test_help_that_nobody_takes_is_one_line() -> None:
     ],
 )
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell redirects")
+@pytest.mark.usefixtures("unicode_names")
 def test_output_that_cannot_be_encoded_or_written(redirection: str, status: int, out: str, err: str) -> None:
     done = subprocess.run(
         f'"$PYTHON" -c "$CODE" {redirection}',
@@ -148,6 +149,7 @@ def test_an_old_python_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended.value.code == "error: this is Python 3.9; Python 3.10 or later is needed"
 
 
+@pytest.mark.usefixtures("unicode_names")
 def test_a_message_is_one_line_whatever_a_name_holds() -> None:
     code = "from runtime.errors import *; end_in_one_line('program'); raise UserError('a\\nb\\x1b[31m七')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -252,7 +252,7 @@ def test_onnx_without_onnx_is_an_error(
 
 
 @pytest.fixture
-def things(tmp_path: Path) -> Path:
+def things(tmp_path: Path, unicode_names: None) -> Path:
     """A folder with pictures of three classes, and best.pt with random weights for them."""
     noises = np.random.default_rng(1).integers(0, 256, (3, 5, 28, 28), dtype=np.uint8)
     for name, images in zip(("a cat", "dög*", "{{mean}}"), noises, strict=True):

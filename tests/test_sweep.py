@@ -80,6 +80,7 @@ def test_grid_is_every_combination_on_held_out_images(tmp_path: Path) -> None:
     assert [config.holdout for config in configs] == [500]
 
 
+@pytest.mark.usefixtures("unicode_names")
 def test_names_fit_any_file_system_and_differ() -> None:
     pictures = replace(DEFAULT, dataset="folder")
     paths = ["/a", "/七", "/" + "七" * 80, "/" + "七" * 81, os.fsdecode(b"/\xff")]
@@ -317,6 +318,7 @@ def test_data_that_cannot_be_had_is_no_runs_result(tmp_path: Path) -> None:
     assert not list((tmp_path / "sweep").glob("*.csv"))
 
 
+@pytest.mark.usefixtures("unicode_names")
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow text only in a path")
 def test_pictures_may_lie_at_any_path(tmp_path: Path) -> None:
     """Each path has a table of its own, in which it stands."""
