@@ -222,7 +222,7 @@ function dot(a, b) {
   return total;
 }
 
-/** Return the first and the last index of what holds sums, but for 1 % of their total at either end (step 9). */
+/** Return the first and the last index of what holds sums, but for 1 % of their total at either end (step 10). */
 function span(sums) {
   const least = 0.01 * sum(sums);
   let first = 0, last = sums.length - 1;
@@ -231,7 +231,7 @@ function span(sums) {
   return [first, last];
 }
 
-/** Return the m rows, of n numbers each, of the matrix that resamples n values to m (step 10). */
+/** Return the m rows, of n numbers each, of the matrix that resamples n values to m (step 11). */
 function resampling(n, m) {
   const each = n / m;
   return Array.from({ length: m }, (_, i) => Float64Array.from({ length: n }, (_, j) => m < n
@@ -246,8 +246,8 @@ function centre({ left, top, right, bottom, ink }, side) {
     const value = ink[(top + y) * side + left + x];
     if (value >= 0.35) across[x] += value, down[y] += value;
   }));
-  const [x1, x2] = span(across), [y1, y2] = span(down), h = y2 - y1 + 1, w = x2 - x1 + 1;            // step 9
-  const [height, width] = [h, w].map((length) => Math.max(1, round(20 * length / Math.max(h, w))));  // 10
+  const [x1, x2] = span(across), [y1, y2] = span(down), h = y2 - y1 + 1, w = x2 - x1 + 1;            // step 10
+  const [height, width] = [h, w].map((length) => Math.max(1, round(20 * length / Math.max(h, w))));  // 11
   const toRows = resampling(h, height), toColumns = resampling(w, width), start = (top + y1) * side + left + x1;
   const rows = Array.from({ length: h }, (_, y) => ink.subarray(start + y * side, start + y * side + w));
   const columns = toColumns.map((weights) => rows.map((row) => dot(weights, row)));

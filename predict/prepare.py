@@ -25,7 +25,7 @@ class Digit:
 
 
 def resampling(n: int, m: int) -> Floats:
-    """Return the matrix (m, n) that resamples n values to m: area average if fewer, else linear (step 10)."""
+    """Return the matrix (m, n) that resamples n values to m: area average if fewer, else linear (step 11)."""
     if m < n:
         edges = np.arange(m + 1)[:, None] * (n / m)
         j = np.arange(n)
@@ -36,7 +36,7 @@ def resampling(n: int, m: int) -> Floats:
 
 
 def crop(ink: Floats) -> Box:
-    """Return the box of the digit in ``ink`` (H, W): step 9."""
+    """Return the box of the digit in ``ink`` (H, W): step 10."""
     strong = np.where(ink >= STRONG, ink, 0)
     starts, ends = [], []
     for sums in strong.sum(axis=0), strong.sum(axis=1):
@@ -47,7 +47,7 @@ def crop(ink: Floats) -> Box:
 
 
 def centre(ink: Floats) -> Bytes:
-    """Bring the cropped ``ink`` (H, W) of a digit into MNIST's form, uint8 (28, 28): steps 10 to 12."""
+    """Bring the cropped ``ink`` (H, W) of a digit into MNIST's form, uint8 (28, 28): steps 11 and 12."""
     longer = max(ink.shape)
     height, width = (max(1, round_half_up(LONGER * side / longer)) for side in ink.shape)
     ink = resampling(ink.shape[0], height) @ ink @ resampling(ink.shape[1], width).T
