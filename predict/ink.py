@@ -18,6 +18,7 @@ ENLARGE = 4  # times, a picture smaller than MNIST's
 STRIP = 0.1  # width of the strip along the sheet's edge, as a share of the shorter side
 INSIDE = 0.8  # a component with this share of its pixels in the strip is a scrap
 LIGHT = 0.3  # so is one that touches the edge and has less than this share of the largest one's pixels
+THINNEST = 0.02
 AROUND = 4  # a frame's largest height, divided by that of a component inside it
 THIN = 0.12  # a frame's largest number of pixels, divided by height · (width + height)
 MOST = 100  # more components are no digits
@@ -57,12 +58,19 @@ def find_scraps(strong: Mask, sheet: Mask) -> Mask:
     labels = label(strong)
     beyond = np.pad(~sheet, 1, constant_values=True)
     strip, edge = (dilate(beyond, n)[1:-1, 1:-1] for n in (math.ceil(STRIP * min(strong.shape)), 1))
-    areas = np.bincount(labels.ravel())
-    inner = np.bincount(labels[~strip], minlength=len(areas))
-    touching = np.isin(np.arange(len(areas)), labels[edge])
-    largest = areas[1:][~touching[1:]].max(initial=0)
-    kept = ~touching | ((areas - inner < INSIDE * areas) & (areas >= LIGHT * largest))
-    kept[0] = False  # the background
+    inner = np.bincount(labels[~strip], minlength=labels.max() + 1)[1:]
+    boxes, areas, _ = measure(labels)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    shorter, longer = sides.min(axis=1), sides.max(axis=1)
+    touching = np.isin(np.arange(len(areas)), labels[edge] - 1)
+    outer = areas - inner >= INSIDE * areas
+    thin = areas <= THINNEST * longer**2
+    others = ~touching & ~thin
+    largest = areas[~touching].max(initial=0)
+    scraps = touching & (outer | (areas < LIGHT * largest))
+    scraps |= outer & (areas >= 0.65 * shorter * longer) & (2 * shorter > longer)
+    scraps |= thin & (longer > 1.5 * longer[others].max(initial=longer.max()*0 if others.any() else longer.max()))
+    kept = np.append(False, ~scraps)
     kept[find_frames(labels, kept[1:])] = False
     return strong & ~kept[labels] if kept.any() else np.zeros_like(strong)
 
@@ -82,7 +90,7 @@ def find_ink(rgb: Floats, sheet: Mask) -> Floats:
         ink = distance(rgb, np.median(rgb, axis=(0, 1)))
     outer = border(ink)
     varies = (outer > LOW * ink.max()).mean() > UNEVEN and (outer >= STRONG * ink.max()).mean() < FRAMED
-    if varies and min(ink.shape) >= REDUCED:
+    if (varies or not sheet.all()) and min(ink.shape) >= REDUCED:
         ink = distance(rgb, local_background(rgb))
     if not ink.max() >= MIN_CONTRAST:
         raise UserError("it is blank: nothing in it stands out from the background")

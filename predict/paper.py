@@ -1,5 +1,7 @@
 """Find the sheet of paper in a picture that shows more than that, such as the desk around it: step 4."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
@@ -8,6 +10,7 @@ from pictures import Floats, border, distance, round_half_up, to_bytes
 from predict.components import Box, Mask, dilate, label
 
 REDUCED = 64  # pixels of the longer side of a reduced picture
+CUTS = 0.4, 0.3, 0.2
 STRONG = 0.395  # share of the largest distance from the border's colour
 SMALLEST, LARGEST = 0.1, 0.9  # a sheet's share of the picture
 SOLID = 0.75  # share of a sheet that nothing is written on
@@ -66,30 +69,36 @@ def is_written_on(mask: Mask, rgb: Floats) -> bool:
     )
 
 
+def find_sheets(mask: Mask, away: Floats, rgb: Floats) -> Iterator[Mask]:
+    """Yield the components of ``mask`` (H, W), with their holes filled, that look like paper in ``rgb``."""
+    labels = label(mask)
+    areas = np.bincount(labels.ravel())
+    for number in np.flatnonzero(areas[1:] >= SOLID * SMALLEST * labels.size) + 1:
+        others = label(labels != number)  # those that don't touch the border are on the sheet
+        sheet = ~np.isin(others, np.setdiff1d(border(others), 0))
+        if (
+            areas[number] >= SOLID * sheet.sum()
+            and SMALLEST <= sheet.mean() <= LARGEST
+            and is_rectangular(sheet)
+            and is_sharp(sheet, away)
+            and is_written_on(sheet, rgb)
+        ):
+            yield sheet
+
+
 def find_sheet(rgb: Floats) -> Mask | None:
     """Return where in ``rgb`` (H, W, 3) the only sheet is, as (H, W), or None."""
     if min(rgb.shape[:2]) < REDUCED:
         return None
     small = shrink(rgb)
     away = distance(small, np.median(border(small), axis=0))
-    strong, sheets = away >= STRONG * away.max(), []
-    for mask in strong, ~strong:
-        labels = label(mask)
-        areas = np.bincount(labels.ravel())
-        for number in np.flatnonzero(areas[1:] >= SOLID * SMALLEST * labels.size) + 1:
-            others = label(labels != number)  # those that don't touch the border are on the sheet
-            sheet = ~np.isin(others, np.setdiff1d(border(others), 0))
-            if (
-                areas[number] >= SOLID * sheet.sum()
-                and SMALLEST <= sheet.mean() <= LARGEST
-                and is_rectangular(sheet)
-                and is_sharp(sheet, away)
-                and is_written_on(sheet, small)
-            ):
-                sheets.append(~dilate(~sheet, 1))  # without its edge
-    if len(sheets) != 1:
-        return None
-    return np.asarray(Image.fromarray(sheets[0]).resize(rgb.shape[1::-1], Image.Resampling.NEAREST))
+    for cut in CUTS:
+        strong = away >= cut * away.max()
+        sheets = [sheet for mask in (strong, ~strong) for sheet in find_sheets(mask, away, small)]
+        if len(sheets) == 1:
+            inside = Image.fromarray(~dilate(~sheets[0], 1))  # without its edge
+            return np.asarray(inside.resize(rgb.shape[1::-1], Image.Resampling.NEAREST))
+    return None
 
 
 def crop_to_sheet(rgb: Floats) -> tuple[Floats, Mask, Box]:
