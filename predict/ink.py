@@ -17,8 +17,7 @@ WINDOW = 21  # pixels of a reduced picture: the window of the median
 ENLARGE = 4  # times, a picture smaller than MNIST's
 STRIP = 0.1  # width of the strip along the sheet's edge, as a share of the shorter side
 INSIDE = 0.8  # a component with this share of its pixels in the strip is a scrap
-LIGHT = 0.3  # so is one that touches the edge and has less than this share of the largest one's pixels
-THINNEST = 0.02
+LIGHT = 0.45  # so is one that touches the edge and has less than this share of the largest one's pixels
 AROUND = 4  # a frame's largest height, divided by that of a component inside it
 THIN = 0.12  # a frame's largest number of pixels, divided by height · (width + height)
 MOST = 100  # more components are no digits
@@ -64,12 +63,10 @@ def find_scraps(strong: Mask, sheet: Mask) -> Mask:
     shorter, longer = sides.min(axis=1), sides.max(axis=1)
     touching = np.isin(np.arange(len(areas)), labels[edge] - 1)
     outer = areas - inner >= INSIDE * areas
-    thin = areas <= THINNEST * longer**2
-    others = ~touching & ~thin
-    largest = areas[~touching].max(initial=0)
-    scraps = touching & (outer | (areas < LIGHT * largest))
+    largest = int((areas * ~touching).argmax())
+    weight = areas / np.maximum(longer, longer[largest])  # pixels for each pixel of length
+    scraps = touching & (outer | (weight < LIGHT * weight[largest] * (not touching.all())))
     scraps |= outer & (areas >= 0.65 * shorter * longer) & (2 * shorter > longer)
-    scraps |= thin & (longer > 1.5 * longer[others].max(initial=longer.max()*0 if others.any() else longer.max()))
     kept = np.append(False, ~scraps)
     kept[find_frames(labels, kept[1:])] = False
     return strong & ~kept[labels] if kept.any() else np.zeros_like(strong)
