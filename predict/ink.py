@@ -33,20 +33,14 @@ def local_background(rgb: Floats) -> Floats:
     return np.asarray(medians.resize(rgb.shape[1::-1], Image.Resampling.BILINEAR)) / 255
 
 
-def find_frames(labels: Integers, kept: Mask) -> list[int]:
-    """Return the numbers of the components of ``labels`` (H, W) that are frames around ones ``kept`` (n,)."""
-    boxes, areas, typical = measure(labels)
+def find_frames(boxes: Integers, areas: Integers) -> Mask:
+    """Return which of the components with these ``boxes`` (n, 4) and ``areas`` (n,) are frames around others."""
     widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
-    thin = areas <= THIN * heights * (widths + heights)
-    inside = np.flatnonzero(kept & (AROUND * heights >= typical))
-    frames = []
-    for i in inside if len(inside) <= MOST else ():
-        x, y = (boxes[i, :2] + boxes[i, 2:]) // 2
-        sides = labels[y, :x], labels[y, x:], labels[:y, x], labels[y:, x]
-        for number in set.intersection(*map(set, sides)) - {0}:
-            if thin[number - 1] and heights[i] < heights[number - 1] <= AROUND * heights[i]:
-                frames.append(int(number))
-    return frames
+    if len(boxes) > MOST:
+        return np.zeros(len(boxes), dtype=np.bool_)
+    around = (boxes[:, None, :2] < boxes[:, :2]).all(axis=2) & (boxes[:, None, 2:] > boxes[:, 2:]).all(axis=2)
+    around &= AROUND * heights >= heights[:, None]
+    return (areas <= THIN * heights * (widths + heights)) & around.any(axis=1)
 
 
 def find_scraps(strong: Mask, sheet: Mask) -> Mask:
@@ -68,7 +62,7 @@ def find_scraps(strong: Mask, sheet: Mask) -> Mask:
     scraps = touching & (outer | (weight < LIGHT * weight[largest] * (not touching.all())))
     scraps |= outer & (areas >= 0.65 * shorter * longer) & (2 * shorter > longer)
     kept = np.append(False, ~scraps)
-    kept[find_frames(labels, kept[1:])] = False
+    kept[1:] &= ~find_frames(boxes, areas)
     return strong & ~kept[labels] if kept.any() else np.zeros_like(strong)
 
 

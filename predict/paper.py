@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 
 from pictures import Floats, border, distance, round_half_up, to_bytes
 from predict.components import Box, Mask, dilate, label
@@ -28,17 +27,6 @@ def shrink(rgb: Floats) -> Floats:
     return np.asarray(picture.resize((width, height), Image.Resampling.BOX)) / 255
 
 
-def windows(values: Floats, reach: int) -> Floats:
-    """Return the values within ``reach`` pixels around each of ``values`` (H, W), as (H, W, side, side)."""
-    side = 2 * reach + 1
-    return sliding_window_view(np.pad(values, reach, mode="edge"), (side, side))
-
-
-def spread(values: Floats, reach: int) -> Floats:
-    """Return the largest difference, (H, W), of ``values`` within ``reach`` pixels around each."""
-    return np.asarray(np.ptp(windows(values, reach), axis=(2, 3)))
-
-
 def is_rectangular(mask: Mask) -> bool:
     """Tell whether ``mask`` (H, W) fills its convex hull, and the smallest rectangle around it."""
     y, x = np.indices(mask.shape)
@@ -53,20 +41,22 @@ def is_rectangular(mask: Mask) -> bool:
     return bool(mask.sum() >= max(CONVEX * hull.sum(), RECTANGULAR * rectangle))
 
 
-def is_sharp(mask: Mask, values: Floats) -> bool:
-    """Tell whether ``values`` (H, W) change at once, as at paper's edge, along the outline of ``mask``."""
-    outline = mask & dilate(~mask, 1)
-    step = windows(spread(values, 1), 1).max(axis=(2, 3)) / np.maximum(spread(values, 3), 1e-9)
-    return bool(np.median(step[outline]) >= SHARP)
+def is_sharp(mask: Mask, away: Floats) -> bool:
+    """Tell whether ``away`` (H, W) in [0, 1] changes at once, as at paper's edge, along the outline of ``mask``."""
+    picture = Image.fromarray(to_bytes(away))
+    near, far = (
+        ImageChops.difference(picture.filter(ImageFilter.MaxFilter(n)), picture.filter(ImageFilter.MinFilter(n)))
+        for n in (3, 7)
+    )
+    step = np.asarray(near.filter(ImageFilter.MaxFilter(3))) / np.maximum(np.asarray(far), 1.0)
+    return bool(np.median(step[mask & dilate(~mask, 1)]) >= SHARP)
 
 
 def is_written_on(mask: Mask, rgb: Floats) -> bool:
     """Tell whether something stands out from the sheet ``mask`` (H, W), 3 pixels inside it."""
     colour, other = np.median(rgb[mask], axis=0), np.median(rgb[~mask], axis=0)
-    contrast = abs(colour - other).max()
-    return bool(
-        contrast >= CONTRAST and (distance(rgb, colour)[~dilate(~mask, 3)] >= WRITTEN * contrast).any()
-    )
+    contrast, inside = abs(colour - other).max(), ~dilate(~mask, 3)
+    return bool(contrast >= CONTRAST and (distance(rgb, colour)[inside] >= WRITTEN * contrast).any())
 
 
 def find_sheets(mask: Mask, away: Floats, rgb: Floats) -> Iterator[Mask]:
@@ -95,10 +85,12 @@ def find_sheet(rgb: Floats) -> Mask | None:
     for cut in CUTS:
         strong = away >= cut * away.max()
         sheets = [sheet for mask in (strong, ~strong) for sheet in find_sheets(mask, away, small)]
-        if len(sheets) == 1:
-            inside = Image.fromarray(~dilate(~sheets[0], 1))  # without its edge
-            return np.asarray(inside.resize(rgb.shape[1::-1], Image.Resampling.NEAREST))
-    return None
+        if sheets:
+            break
+    if len(sheets) != 1:
+        return None
+    inside = Image.fromarray(~dilate(~sheets[0], 1))  # without its edge
+    return np.asarray(inside.resize(rgb.shape[1::-1], Image.Resampling.NEAREST))
 
 
 def crop_to_sheet(rgb: Floats) -> tuple[Floats, Mask, Box]:
