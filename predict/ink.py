@@ -16,9 +16,10 @@ UNEVEN, FRAMED = 0.3, 0.9  # the background varies if more of the border than th
 WINDOW = 21  # pixels of a reduced picture: the window of the median
 ENLARGE = 4  # times, a picture smaller than MNIST's
 STRIP = 0.1  # width of the strip along the sheet's edge, as a share of the shorter side
-INSIDE = 0.8  # a component with this share of its pixels in the strip is a scrap
-LIGHT = 0.45  # so is one that touches the edge and has less than this share of the largest one's pixels
+INSIDE = 0.8  # share of a component's pixels that make it lie in the strip
+THINNER = 0.45  # a component at the edge is a scrap if it is so much thinner than the others
 AROUND = 4  # a frame's largest height, divided by that of a component inside it
+SOLID = 0.65  # a blot's share of its box
 THIN = 0.12  # a frame's largest number of pixels, divided by height · (width + height)
 MOST = 100  # more components are no digits
 BLUR = 0.01  # share of the longer side: how far from a scrap its blurred edge reaches, beyond a pixel
@@ -33,14 +34,20 @@ def local_background(rgb: Floats) -> Floats:
     return np.asarray(medians.resize(rgb.shape[1::-1], Image.Resampling.BILINEAR)) / 255
 
 
-def find_frames(boxes: Integers, areas: Integers) -> Mask:
-    """Return which of the components with these ``boxes`` (n, 4) and ``areas`` (n,) are frames around others."""
-    widths, heights = (boxes[:, 2:] - boxes[:, :2]).T
+def is_blot(boxes: Integers, areas: Integers) -> Mask:
+    """Tell which components, of ``boxes`` (n, 4) and ``areas`` (n,), are no strokes: round and solid."""
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    return (areas > SOLID * width * height) & (2 * width > height) & (2 * height > width)
+
+
+def is_frame(boxes: Integers, areas: Integers) -> Mask:
+    """Tell which components, of ``boxes`` (n, 4) and ``areas`` (n,), are thin and around another one."""
     if len(boxes) > MOST:
         return np.zeros(len(boxes), dtype=np.bool_)
-    around = (boxes[:, None, :2] < boxes[:, :2]).all(axis=2) & (boxes[:, None, 2:] > boxes[:, 2:]).all(axis=2)
-    around &= AROUND * heights >= heights[:, None]
-    return (areas <= THIN * heights * (widths + heights)) & around.any(axis=1)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    inside = np.concatenate([boxes[:, None, :2] > boxes[:, :2], boxes[:, None, 2:] < boxes[:, 2:]], axis=2)
+    tall = AROUND * height[:, None] >= height  # [i, j]: component i beside j
+    return (areas <= THIN * height * (width + height)) & (inside.all(axis=2) & tall).any(axis=0)
 
 
 def find_scraps(strong: Mask, sheet: Mask) -> Mask:
@@ -49,20 +56,17 @@ def find_scraps(strong: Mask, sheet: Mask) -> Mask:
     If nothing would be left, there are none.
     """
     labels = label(strong)
+    boxes, areas, _ = measure(labels)
     beyond = np.pad(~sheet, 1, constant_values=True)
     strip, edge = (dilate(beyond, n)[1:-1, 1:-1] for n in (math.ceil(STRIP * min(strong.shape)), 1))
-    inner = np.bincount(labels[~strip], minlength=labels.max() + 1)[1:]
-    boxes, areas, _ = measure(labels)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    shorter, longer = sides.min(axis=1), sides.max(axis=1)
-    touching = np.isin(np.arange(len(areas)), labels[edge] - 1)
-    outer = areas - inner >= INSIDE * areas
-    largest = int((areas * ~touching).argmax())
-    weight = areas / np.maximum(longer, longer[largest])  # pixels for each pixel of length
-    scraps = touching & (outer | (weight < LIGHT * weight[largest] * (not touching.all())))
-    scraps |= outer & (areas >= 0.65 * shorter * longer) & (2 * shorter > longer)
+    at_edge = np.isin(np.arange(len(areas)) + 1, labels[edge])
+    in_strip = np.bincount(labels[strip], minlength=len(areas) + 1)[1:] >= INSIDE * areas
+    longer = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
+    # A line is as long as it may be: its length doesn't make up for its width. A short scrap is no stroke.
+    thickness = areas / np.maximum(longer, longer[~at_edge].max(initial=1))
+    scraps = at_edge & (in_strip | (thickness < THINNER * thickness[~at_edge].max(initial=0)))
+    scraps |= in_strip & is_blot(boxes, areas) | is_frame(boxes, areas)
     kept = np.append(False, ~scraps)
-    kept[1:] &= ~find_frames(boxes, areas)
     return strong & ~kept[labels] if kept.any() else np.zeros_like(strong)
 
 
