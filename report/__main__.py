@@ -1,15 +1,14 @@
 """Report on a run: ``python -m report RUN``. ``--help`` lists the flags."""
 
-import logging
+import base64
 import warnings
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
-from checkpoint import EpochMetrics, Run
+from checkpoint import Run
 from config import DATA_PATH_HELP
 from datasets import MNIST, load_test
 from model import count_parameters
@@ -17,20 +16,9 @@ from report import scores
 from runtime.arguments import Parser
 from runtime.errors import UserError, run_command, warn
 from runtime.files import replace_file
-from runtime.tables import read_table
 from trained import Trained, load_trained
 
 MAX_MISTAKES = 150  # images in their figure; the included weights make 47 mistakes, bad ones thousands
-
-
-def read_metrics(path: Path) -> list[EpochMetrics]:
-    """Read the epochs of a run from its metrics.csv; none if there is no file. Other columns are ignored."""
-    types = get_type_hints(EpochMetrics)
-    rows = read_table(path, list(types))
-    try:
-        return [EpochMetrics(**{name: types[name](row[name]) for name in types}) for row in rows]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged, or not the metrics.csv of a run: {error}") from None
 
 
 def fill_page(run: Run, counts: Tensor, **values: Any) -> str:
@@ -42,6 +30,7 @@ def fill_page(run: Run, counts: Tensor, **values: Any) -> str:
     correct, total = counts.diagonal(), counts.sum(dim=1)
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
     return environment.from_string(page).render(
         run=run,
         dataset="MNIST" if run.dataset == MNIST else run.dataset.name,
@@ -61,12 +50,9 @@ def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
         from report import figures
     except ImportError as error:
         raise UserError(f"the figures need matplotlib: pip install matplotlib ({error})") from None
-    if trained.run is None or trained.run.best is None:
+    run, classes = trained.run, trained.dataset.classes
+    if run is None or run.best is None:
         raise UserError(f"{trained.path} holds weights alone: name a folder with a run's best.pt")
-    path, classes = trained.run.folder / "metrics.csv", trained.dataset.classes
-    run = replace(trained.run, metrics=read_metrics(path))  # best.pt lacks the epochs after the best one
-    if run.best != trained.run.best:
-        raise UserError(f"{path} is missing, or lacks the epoch of best.pt beside it")
     images, labels = load_test(trained.dataset)
     log_probs, predictions = trained.log_probs(images).double().max(dim=1)
     confidence = log_probs.exp()
@@ -74,9 +60,7 @@ def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
     calibration = scores.calibration(confidence, predictions == labels)
     wrong = scores.mistakes(labels, predictions, confidence)[:MAX_MISTAKES]
     shown = images[wrong], labels[wrong], predictions[wrong], confidence[wrong]
-    with warnings.catch_warnings(record=True) as missing_glyphs:
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", "Glyph")
+    with warnings.catch_warnings(record=True) as caught:
         plots = {
             "curves": figures.curves(run),
             "confusion": figures.confusion_matrix(counts, classes),
@@ -85,7 +69,7 @@ def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
             "mistakes": figures.mistakes(*shown, classes),
             "filters": figures.filters(trained.model.conv1.weight.detach()),
         }
-    if missing_glyphs:
+    if any("Glyph" in str(warning.message) for warning in caught):
         warn("no font that matplotlib finds has all characters of the class names: the figures show boxes")
     parameters = count_parameters(trained.model)
     page = fill_page(run, counts, parameters=parameters, calibration=calibration, plots=plots)
@@ -93,10 +77,8 @@ def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
     # A file name that isn't UTF-8 has characters that can't be encoded.
     files["report.html"] = page.encode(errors="backslashreplace")
     correct, total = int(counts.trace()), len(labels)
-    return (
-        files,
-        f"{correct:,} of {total:,} test images right ({correct / total:.2%}), epoch {run.best.epoch}",
-    )
+    result = f"{correct:,} of {total:,} test images right ({correct / total:.2%}), epoch {run.best.epoch}"
+    return files, result
 
 
 def main() -> None:
@@ -107,7 +89,6 @@ def main() -> None:
     parser.add_argument("--output-dir", metavar="DIR", help=output_help)
     parser.add_argument("--data-path", metavar="DIR", help=DATA_PATH_HELP)
     args = parser.parse_args()
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not its remarks on fonts
     trained = load_trained(args.run, args.data_path or "")
     print(f"Weights: {trained}", flush=True)
     files, result = make_report(trained)

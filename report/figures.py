@@ -1,10 +1,10 @@
-"""Draw the figures of a run. Importing this changes no settings of matplotlib."""
+"""Draw the figures of a run. Importing this changes matplotlib's settings."""
 
-import base64
 import io
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,21 +21,15 @@ from runtime.errors import printable
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
 WIDTH, DPI = 5.2, 200  # in inches; on a phone, a point of text is then about one CSS pixel
 MAX_NAME = 12  # characters of a class name in a figure
-# A decorator. "default" undoes the user's own matplotlibrc.
-styled = style.context(["default", Path(__file__).with_suffix(".mplstyle")])
+style.use(["default", Path(__file__).with_suffix(".mplstyle")])  # "default" undoes the user's matplotlibrc
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not its remarks on fonts
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     """A figure as PNG, and as text for those who can't see it."""
 
     png: bytes
     alt: str
-
-    @property
-    def base64(self) -> str:
-        """The PNG in base64."""
-        return base64.b64encode(self.png).decode()
 
 
 def shorten(classes: Sequence[str]) -> list[str]:
@@ -51,7 +45,6 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-@styled
 def curves(run: Run) -> Plot:
     """Draw loss, accuracy and learning rate by epoch, and mark the best epoch."""
     metrics, best = run.metrics, run.best
@@ -86,7 +79,6 @@ def curves(run: Run) -> Plot:
     return Plot(to_png(figure), alt)
 
 
-@styled
 def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     """Draw ``counts``, int64 (N, N), images by label (row) and prediction (column), of N ``classes``."""
     names, size, table = shorten(classes), len(classes), counts.numpy()
@@ -116,7 +108,6 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     return Plot(to_png(figure), alt)
 
 
-@styled
 def accuracy_by_class(counts: Tensor, classes: Sequence[str]) -> Plot:
     """Draw the accuracy of each of N ``classes`` from ``counts``, a confusion matrix, int64 (N, N)."""
     correct, total = counts.diagonal(), counts.sum(dim=1)
@@ -142,7 +133,6 @@ def accuracy_by_class(counts: Tensor, classes: Sequence[str]) -> Plot:
     return Plot(to_png(figure), f"Accuracy by class: {by_class}.")
 
 
-@styled
 def calibration(bins: scores.Calibration) -> Plot:
     """Draw accuracy against mean confidence, and below it the number of images in each bin."""
     count = len(bins.total)
@@ -165,7 +155,6 @@ def calibration(bins: scores.Calibration) -> Plot:
     return Plot(to_png(figure), alt)
 
 
-@styled
 def mistakes(
     images: Tensor, labels: Tensor, predictions: Tensor, confidence: Tensor, classes: Sequence[str]
 ) -> Plot:
@@ -194,7 +183,6 @@ def mistakes(
     return Plot(to_png(figure), f"Wrongly predicted images: {described or 'none'}.")
 
 
-@styled
 def filters(weights: Tensor) -> Plot:
     """Draw the ten filters of the first layer, ``weights``, float32 (10, 1, 3, 3), on one scale."""
     most = float(weights.abs().max()) or 1.0
