@@ -57,7 +57,7 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
         content = load_tensors(path)
     except UserError as error:
         expected = "expected is a state dict, saved by torch.save(model.state_dict(), …)"
-        raise UserError(f"{error}{guess_kind(path)}; {expected}") from None
+        raise UserError(f"{error}; {expected}") from None
     run = load_run(path) if "format" in content else None
     dataset = MNIST if run is None else run.dataset
     dataset = replace(dataset, path=choose_path(data_path, dataset.name, dataset.path))
@@ -89,25 +89,9 @@ def evaluate(options: Options) -> None:
 def find_state_dict(content: dict[str, Any]) -> dict[str, Any]:
     """Return the first dictionary of tensors: ``content``, or a value of it, such as that of "state_dict".
 
-    A prefix that all names share is dropped, as ``DataParallel``, Lightning and ``AveragedModel`` add one.
+    What ``DataParallel``, Lightning and ``AveragedModel`` put before the names is dropped.
     """
     dictionaries = [value for value in (content, *content.values()) if isinstance(value, dict) and value]
     weights = next(d for d in dictionaries if all(isinstance(value, Tensor) for value in d.values()))
-    weights = {name: value for name, value in weights.items() if name != "n_averaged"}  # AveragedModel's
-    while len({name.partition(".")[0] for name in weights}) == 1 and all("." in name for name in weights):
-        weights = {name.partition(".")[2]: value for name, value in weights.items()}
-    return weights
-
-
-def guess_kind(path: Path) -> str:
-    """Say what the file ``path`` seems to be, in brackets, if it is of another well-known kind."""
-    file = path.read_bytes()
-    names = file if file.startswith(b"PK") else b""  # a zip archive has the names of its files uncompressed
-    signs = {
-        "a NumPy archive": b".npy" in names,
-        "a program of torch.export": b"exported_program" in names or b"/models/" in names,
-        "TorchScript": b"/code/" in names,
-        "safetensors": file[8:10] == b'{"',
-        "ONNX": file.startswith(b"\x08"),
-    }
-    return next((f" (it seems to be {kind})" for kind, sign in signs.items() if sign), "")
+    prefix = next(name for name in weights if name.endswith("conv1.weight")).removesuffix("conv1.weight")
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -1,9 +1,7 @@
 """Write a trained network as ONNX, C and a web page: ``python -m export``. ``--help`` lists the flags."""
 
-import copy
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -14,19 +12,12 @@ from export import c_code, c_int8, onnx_file, web
 from runtime.arguments import Parser
 from runtime.errors import UsageError, UserError, printable, run_command
 from runtime.files import replace_file
-from trained import Trained, load_trained
+from trained import load_trained
 
+MODULES = {"onnx": onnx_file, "c": c_code, "c-int8": c_int8, "web": web}
 FILES = {"onnx": "net.onnx", "c": "net.h", "c-int8": "net_int8.h", "web": "net.html"}
 ROUNDING = 1e-3  # tolerance for log-probabilities; float32 changed them by 1e-5 to 1.2e-4
 INT8_LOSS = 0.001  # share of the test images, at least one image, that 8-bit weights may cost
-
-
-def create(name: str, trained: Trained) -> bytes:
-    """Return the content of the file of the format ``name``."""
-    if name == "web":
-        return web.write(trained.model)
-    write = {"onnx": onnx_file.write, "c": c_code.write, "c-int8": c_int8.write}[name]
-    return write(trained.model, trained.dataset)
 
 
 def check(name: str, content: bytes, images: Tensor, labels: Tensor, expected: Tensor) -> str:
@@ -79,34 +70,29 @@ def main() -> int:
     parser.add_argument("--output-dir", metavar="DIR", help=output_help)
     parser.add_argument("--data-path", metavar="DIR", help=DATA_PATH_HELP)
     args = parser.parse_args()
-    for name in args.formats:
-        if name not in FILES:
-            parser.error(f"argument FORMAT: must be one of {', '.join(FILES)}, not {name!r}")
-
     trained, status = load_trained(args.weights or "", args.data_path or ""), 0
+    model, dataset = trained.model.double(), trained.dataset  # exact; so the comparison is not by float32
+    formats = [name for name in FILES if name != "web" or dataset == MNIST]
+    for name in args.formats:
+        if name not in formats:
+            choices = f"{', '.join(formats)} for {dataset.name}"
+            raise UsageError(f"argument FORMAT: must be one of {choices}, not {name!r}")
     print(f"Weights: {trained}")
-    if "web" in args.formats and trained.dataset != MNIST:
-        raise UsageError(f"argument FORMAT: web is for MNIST's digits, not for {trained.dataset.name}")
-    formats = args.formats or [name for name in FILES if name != "web" or trained.dataset == MNIST]
-    images, labels = load_test(trained.dataset)
-    in_float64 = replace(trained, model=copy.deepcopy(trained.model).double())
-    expected = in_float64.log_probs(images.double())
+    images, labels = load_test(dataset)
+    expected = trained.log_probs(images.double())
     folder = Path(args.output_dir or trained.path.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in dict.fromkeys(formats):
+    for name in dict.fromkeys(args.formats or formats):
         path = folder / FILES[name]
         try:
-            content = create(name, trained)
+            content: bytes = MODULES[name].write(model, dataset)
             result = check(name, content, images, labels, expected)
-        except UserError as error:
-            print(printable(f"export: error: {path}: not written: {error}"), file=sys.stderr)
-            status = 1
-            continue
-        try:
             replace_file(path, content)
-        except OSError as error:
-            raise UserError(f"{error}: name another folder by --output-dir") from None
-        print(f"{path}: {len(content):,} bytes\n    {result}", flush=True)
+        except (UserError, OSError) as error:
+            print(printable(f"export: error: {path.name}: not written: {error}"), file=sys.stderr)
+            status = 1
+        else:
+            print(f"{path}: {len(content):,} bytes\n    {result}", flush=True)
     return status
 
 

@@ -2,7 +2,6 @@
 
 import ctypes
 import platform
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import MNIST, Dataset
-from export.network import c_layers, render
+from export.network import layers, render
 from model import Net
 from runtime.errors import UserError
 
@@ -22,11 +21,11 @@ FAST = ("-O3", "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else
 def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     """Return the header that computes ``model`` of ``dataset`` in evaluation mode, in float32."""
     room = max(16, len(dataset.classes))  # outputs of the widest layer
-    layers = c_layers(model)
+    convolutions = layers(model)
     # [column][row][input][output], padded to 16 outputs or more: whole vectors.
-    weights = [layer.weight.permute(3, 2, 1, 0).flatten(0, 2) for layer in layers]
+    weights = [layer.weight.permute(3, 2, 1, 0).flatten(0, 2) for layer in convolutions]
     weights = [F.pad(weight, (0, max(0, 16 - weight.shape[1]))) for weight in weights]
-    return render("net.h.in", model, dataset, layers=zip(layers, weights, strict=True), room=room)
+    return render("net.h.in", model, dataset, layers=zip(convolutions, weights, strict=True), room=room)
 
 
 def compile_c(source: bytes) -> ctypes.CDLL:
@@ -45,14 +44,10 @@ def compile_c(source: bytes) -> ctypes.CDLL:
 
 def find_obstacle() -> str:
     """Return why no C program can be compiled and run here; an empty string if one can."""
-    if shutil.which("cc") is None:
-        return "no C compiler: install gcc or clang, with the command cc"
     try:
         compile_c(b"")
-    except UserError as error:
-        return f"even for an empty program, {error}"
-    except OSError as error:  # the folder is full, or no program may run there
-        return f"{error}; set TMPDIR to a folder where programs can run"
+    except (UserError, OSError) as error:
+        return f"{error}; it needs gcc or clang, with the command cc, and a TMPDIR where programs can run"
     return ""
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import MNIST, Dataset, read
-from export.network import Layer, c_layers, render
+from export.network import Layer, layers, render
 from model import Net
 from runtime.errors import UserError
 from utils import normalize
@@ -64,14 +64,14 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
 
     Returns the layers, the integer for 1.0 in the logits, and a bound on the magnitude of all sums.
     """
-    *hidden, last = c_layers(model)
+    *hidden, last = layers(model)
     quantized, bounds = [], []
     scale = torch.tensor([1 / (255 * dataset.std)]).double()
     zero = torch.tensor([255 * dataset.mean]).double()
     x = normalize(images[:, None], dataset)
     for layer in hidden:
         # In float32: the range of each output channel before pooling, extended to include 0.
-        factor, summand = layer.norm
+        factor, summand = layer.factor_and_summand
         x = F.relu(F.conv2d(x, layer.weight.float(), layer.bias.float(), padding="same"))
         x = x * factor.float().view(-1, 1, 1) + summand.float().view(-1, 1, 1)
         low = x.double().amin(dim=(0, 2, 3)).clamp(max=0)

@@ -24,6 +24,11 @@ class Layer:
     norm: tuple[Tensor, ...] = ()  # batch norm as x * norm[0] + norm[1], each (outputs,); () if it has none
     pool: bool = False  # whether 2×2 max pooling follows
 
+    @property
+    def factor_and_summand(self) -> tuple[Tensor, ...]:
+        """``norm``, or 1 and 0 if it has none."""
+        return self.norm or (torch.ones_like(self.bias), torch.zeros_like(self.bias))
+
 
 def layers(model: Net) -> list[Layer]:
     """List what ``model`` computes from normalised images in evaluation mode.
@@ -41,14 +46,6 @@ def layers(model: Net) -> list[Layer]:
             result[-1].norm = factor, state[f"{name}.bias"] - mean * factor
         elif isinstance(module, nn.MaxPool2d):
             result[-1].pool = True
-    return result
-
-
-def c_layers(model: Net) -> list[Layer]:
-    """List the layers for the C templates: all have a norm, 1 and 0 where the network has none."""
-    result = layers(model)
-    for layer in result:
-        layer.norm = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
     return result
 
 

@@ -1,4 +1,4 @@
-"""Weights as people have them are read; of everything else, a line says what it seems to be."""
+"""Weights as people have them are read; everything else is refused in one line."""
 
 import io
 import json
@@ -155,26 +155,26 @@ def onnx(net: Net) -> bytes:
     return buffer.getvalue()
 
 
-WHOLE = "such as a whole pickled model"
+WHOLE, DAMAGED = "such as a whole pickled model", "is damaged, or no file that torch.save wrote"
 FOREIGN: dict[str, tuple[Callable[[Net], bytes], str]] = {  # the file, and what the line says of it
     "a whole model": (saved, WHOLE),
     "a whole model, old format": (lambda net: saved(net, _use_new_zipfile_serialization=False), WHOLE),
     "arguments beside the weights": (lambda net: saved({"a": Namespace(), "m": net.state_dict()}), WHOLE),
     "a plain pickle": (lambda net: pickle.dumps(net.state_dict()), WHOLE),
-    "safetensors": (safetensors, "(it seems to be safetensors)"),
-    "npz": (lambda net: numpy_archive(net, np.savez), "(it seems to be a NumPy archive)"),
-    "npz, small": (lambda net: numpy_archive(net, np.savez_compressed), "(it seems to be a NumPy archive)"),
-    "torch.export": (exported_program, "(it seems to be a program of torch.export)"),
-    "TorchScript": (torchscript, "(it seems to be TorchScript)"),
-    "ONNX": (onnx, "(it seems to be ONNX)"),
-    "a best.pt without its end": (lambda _: INCLUDED[:-1000], "is damaged, or no file that torch.save wrote"),
-    "half a best.pt": (lambda _: INCLUDED[:25_000], "is damaged, or no file that torch.save wrote"),
+    "safetensors": (safetensors, WHOLE),
+    "npz": (lambda net: numpy_archive(net, np.savez), DAMAGED),
+    "npz, small": (lambda net: numpy_archive(net, np.savez_compressed), "is compressed"),
+    "torch.export": (exported_program, DAMAGED),
+    "TorchScript": (torchscript, "is compressed"),
+    "ONNX": (onnx, WHOLE),
+    "a best.pt without its end": (lambda _: INCLUDED[:-1000], DAMAGED),
+    "half a best.pt": (lambda _: INCLUDED[:25_000], DAMAGED),
     "a web page": (lambda _: b"<!DOCTYPE html>\n<title>Not found</title>", "damaged"),
 }
 
 
 @pytest.mark.parametrize("name", FOREIGN)
-def test_what_is_no_state_dict_is_named(name: str, net: Net, tmp_path: Path) -> None:
+def test_what_is_no_state_dict_is_refused(name: str, net: Net, tmp_path: Path) -> None:
     make, said = FOREIGN[name]
     (tmp_path / "theirs.pt").write_bytes(make(net))
     message = refused(tmp_path / "theirs.pt")
