@@ -64,10 +64,7 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
     with torch.random.fork_rng(devices=[]):
         model = Net(num_classes=len(dataset.classes)).eval()
     try:
-        weights = find_state_dict(content if run is None else {"model": run.best_weights})
-        if not all(weights[name].is_floating_point() for name, _ in model.named_parameters()):
-            raise TypeError("weights of another dtype would be converted without a word")
-        model.load_state_dict(weights)
+        model.load_state_dict(find_state_dict(content))
     except Exception:  # whatever the file holds instead
         raise UserError(f"{path} holds another network than the one in model.py") from None
     trained = Trained(path, model, dataset, run)
@@ -87,7 +84,7 @@ def evaluate(options: Options) -> None:
 
 
 def find_state_dict(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the first dictionary of tensors: ``content``, or a value of it, such as that of "state_dict".
+    """Return the first dictionary of tensors: ``content``, or a value in it, as in a best.pt.
 
     What ``DataParallel``, Lightning and ``AveragedModel`` put before the names is dropped.
     """

@@ -2,6 +2,7 @@
 
 import os
 import re
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from runtime.errors import UserError, warn
 
 ENOUGH = 8 * SIDE  # pixels on each side of a JPEG, for fit_to_28x28
 GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
-# The usual names of a data set's parts, in lower case: training, test and validation set.
-PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
+# The usual names of the folders of the training and the test set, in lower case, by descending priority.
+PARTS = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 # Hidden files, and what Windows, macOS and file servers add to a folder.
 IGNORED = re.compile(r"\.|(thumbs\.db|desktop\.ini|__macosx|@eadir)$", re.IGNORECASE)
 
@@ -57,11 +58,10 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     paths = [path for of_class in pictures for path in of_class]
     labels = torch.tensor([label for label, of_class in enumerate(pictures) for _ in of_class])
     if folder == root:
-        for path, *others in pictures:
-            if not others:
-                raise UserError(f"{path}: the only picture of its class; training and test need one each")
-        index = split_pictures(labels)[0 if train else 1]
-        paths, labels = [paths[i] for i in index.tolist()], labels[index]
+        if len(fewest := min(pictures, key=len)) < 2:
+            raise UserError(f"{fewest[0]}: the only picture of its class; training and test need one each")
+        chosen = choose_test(labels) != train
+        paths, labels = list(compress(paths, chosen)), labels[chosen]
     images = np.empty((len(paths), SIDE, SIDE), dtype=np.uint8)
     for i, path in enumerate(paths):
         try:
@@ -74,17 +74,16 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     return (torch.from_numpy(images), labels), tuple(classes)
 
 
-def split_pictures(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split pictures with these ``labels``, int64 (N,): a fifth, rounded up, is the test set.
+def choose_test(labels: Tensor) -> Tensor:
+    """Choose the test set of pictures with these ``labels``, int64 (N,): a fifth, rounded up, as bool (N,).
 
-    Returns the indices of the training and of the test set. A class too small for a share in that fifth has
-    its first picture in the test set, too.
+    A class too small for a share in that fifth has its first picture in the test set, too.
     """
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    held_out[split_holdout(labels, -(-len(labels) // 5))[1]] = True
-    for label in set(labels.tolist()) - set(labels[held_out].tolist()):
-        held_out[labels.tolist().index(label)] = True
-    return (~held_out).nonzero().view(-1), held_out.nonzero().view(-1)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[split_holdout(labels, -(-len(labels) // 5))[1]] = True
+    for label in set(labels.tolist()) - set(labels[chosen].tolist()):
+        chosen[labels.tolist().index(label)] = True
+    return chosen
 
 
 def list_visible(folder: Path) -> list[Path]:
@@ -98,15 +97,9 @@ def find_parts(root: Path) -> tuple[Path, Path]:
 
     A validation set is the test set if there is no other.
     """
-    folders = [path for path in list_visible(root) if path.is_dir()]
-    train, test, validation = ([path for path in folders if path.name.lower() in names] for names in PARTS)
-    test = test or validation
-    for part in train, test:
-        if len(part) > 1:
-            raise UserError(
-                f"{part[0]} and {part[1]}: only one of them can be used; move the other elsewhere"
-            )
-    return (train[0], test[0]) if train and test else (root, root)
+    folders = {path.name.lower(): path for path in list_visible(root) if path.is_dir()}
+    train, test = (next((folders[name] for name in names if name in folders), root) for names in PARTS)
+    return (root, root) if root in (train, test) else (train, test)
 
 
 def list_pictures(folder: Path) -> list[Path]:
@@ -117,9 +110,6 @@ def list_pictures(folder: Path) -> list[Path]:
             f"{folder} holds folders instead of pictures: --data-path needs CLASS/PICTURE, "
             "or train/CLASS/PICTURE and test/CLASS/PICTURE"
         )
-    for path in paths:
-        if not path.is_file():  # a pipe would wait for ever
-            raise UserError(f"{path}: it is not a file; remove it")
     if not paths:
         raise UserError(f"{folder}: a class without pictures; add some, or remove the folder")
     return paths

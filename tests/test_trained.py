@@ -197,7 +197,6 @@ OTHER: dict[str, Callable[[dict[str, Any]], Any]] = {
     "another shape": lambda m: m | {WEIGHT: torch.zeros(10, 1, 5, 5)},
     "text for a layer": lambda m: m | {WEIGHT: "weights"},
     "a number for the network": lambda m: {"model": 3},
-    "weights of integers": lambda m: {name: value.int() for name, value in m.items()},
     "a prefix for some": lambda m: {
         ("a." if "1" in name else "b.") + name: value for name, value in m.items()
     },
