@@ -13,7 +13,6 @@ from torch import Tensor
 from datasets import MNIST, Dataset
 from export.network import layers, render
 from model import Net
-from runtime.errors import UserError
 
 FAST = ("-O3", "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
 
@@ -29,7 +28,7 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
 
 
 def compile_c(source: bytes) -> ctypes.CDLL:
-    """Compile C for this processor, and load it."""
+    """Compile C for this processor, and load it. Without a compiler, or where none works: ``OSError``."""
     # Windows can't remove a loaded library.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file, library = Path(folder, "program.c"), Path(folder, "program.so")
@@ -38,17 +37,8 @@ def compile_c(source: bytes) -> ctypes.CDLL:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode != 0:
             lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
-            raise UserError(f"cc fails: {next((line for line in lines if 'error' in line), lines[0])}")
+            raise OSError(f"cc fails: {next((line for line in lines if 'error' in line), lines[0])}")
         return ctypes.CDLL(str(library))
-
-
-def find_obstacle() -> str:
-    """Return why no C program can be compiled and run here; an empty string if one can."""
-    try:
-        compile_c(b"")
-    except (UserError, OSError) as error:
-        return f"{error}; it needs gcc or clang, with the command cc, and a TMPDIR where programs can run"
-    return ""
 
 
 def run(header: bytes, prefix: str, classes: int, images: Tensor) -> Tensor:

@@ -46,10 +46,8 @@ def fill_page(run: Run, counts: Tensor, **values: Any) -> str:
 
 def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
     """Evaluate a run's best weights. Return the report's files by name, and a line on the result."""
-    try:
-        from report import figures
-    except ImportError as error:
-        raise UserError(f"the figures need matplotlib: pip install matplotlib ({error})") from None
+    from report import figures  # needs matplotlib
+
     run, classes = trained.run, trained.dataset.classes
     if run is None or run.best is None:
         raise UserError(f"{trained.path} holds weights alone: name a folder with a run's best.pt")
