@@ -61,8 +61,7 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
     run = load_run(path) if "format" in content else None
     dataset = MNIST if run is None else run.dataset
     dataset = replace(dataset, path=choose_path(data_path, dataset.name, dataset.path))
-    with torch.random.fork_rng(devices=[]):
-        model = Net(num_classes=len(dataset.classes)).eval()
+    model = Net(num_classes=len(dataset.classes)).eval()
     try:
         model.load_state_dict(find_state_dict(content))
     except Exception:  # whatever the file holds instead

@@ -51,8 +51,7 @@ def check_test(dataset: Dataset, classes: tuple[str, ...], test: Images) -> None
         differing = ", ".join(sorted(set(classes) ^ set(dataset.classes)))
         raise UserError(f"{dataset.path}: training and test set differ in the classes {differing}")
     if dataset.test_hash and dataset.test_hash != hash_tensors(*test):
-        problem = "not the test set of the training run; the network may have seen some of its images"
-        warn(f"{dataset.path}: {problem}")
+        warn(f"{dataset.path}: not the test set of the training run; the network may have seen its images")
 
 
 def hash_tensors(*tensors: Tensor) -> str:

@@ -1,6 +1,5 @@
 """Read folders of pictures as a data set: one folder for each class."""
 
-import os
 import re
 from itertools import compress
 from pathlib import Path
@@ -69,9 +68,7 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
                 images[i] = fit_to_28x28(read(file, ENOUGH)[0])
         except UserError as error:
             raise UserError(f"{path}: {error}; replace or remove it") from None
-    # Some file systems allow names that are no valid Unicode, which a checkpoint and a terminal need.
-    classes = [os.fsencode(path.name).decode(errors="backslashreplace") for path in class_folders]
-    return (torch.from_numpy(images), labels), tuple(classes)
+    return (torch.from_numpy(images), labels), tuple(path.name for path in class_folders)
 
 
 def choose_test(labels: Tensor) -> Tensor:
@@ -105,13 +102,9 @@ def find_parts(root: Path) -> tuple[Path, Path]:
 def list_pictures(folder: Path) -> list[Path]:
     """List the pictures of a class: all visible files in its ``folder``, which must have no subfolders."""
     paths = list_visible(folder)
-    if any(path.is_dir() for path in paths):
-        raise UserError(
-            f"{folder} holds folders instead of pictures: --data-path needs CLASS/PICTURE, "
-            "or train/CLASS/PICTURE and test/CLASS/PICTURE"
-        )
-    if not paths:
-        raise UserError(f"{folder}: a class without pictures; add some, or remove the folder")
+    if not paths or any(path.is_dir() for path in paths):
+        layout = "CLASS/PICTURE, or train/CLASS/PICTURE and test/CLASS/PICTURE"
+        raise UserError(f"{folder} holds {'folders' if paths else 'no pictures'}: --data-path needs {layout}")
     return paths
 
 

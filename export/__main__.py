@@ -18,7 +18,7 @@ from trained import load_trained
 MODULES = {"onnx": onnx_file, "c": c_code, "c-int8": c_int8, "web": web}
 FILES = {"onnx": "net.onnx", "c": "net.h", "c-int8": "net_int8.h", "web": "net.html"}
 ROUNDING = 1e-3  # tolerance for log-probabilities; float32 changed them by 1e-5 to 1.2e-4
-INT8_LOSS = 0.001  # share of the test images, at least one image, that 8-bit weights may cost
+LOSS = 0.001  # share of the test images, at least one image, that a format may cost
 
 
 def check(name: str, content: bytes, images: Tensor, labels: Tensor, expected: Tensor) -> str:
@@ -42,8 +42,8 @@ def check(name: str, content: bytes, images: Tensor, labels: Tensor, expected: T
 def compare(log_probs: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> str:
     """Describe how ``log_probs`` differ from PyTorch's in float64, ``expected``, both (N, classes).
 
-    They are refused if a log-probability differs by more than ROUNDING. With ``int8``, they are refused if
-    the accuracy falls by more than INT8_LOSS.
+    They are refused if the accuracy falls by more than LOSS or, without ``int8``, if a log-probability
+    differs by ROUNDING or more.
     """
     correct, expected_correct = (int((each.argmax(dim=1) == labels).sum()) for each in (log_probs, expected))
     same = int((log_probs.argmax(dim=1) == expected.argmax(dim=1)).sum())
@@ -52,9 +52,8 @@ def compare(log_probs: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> 
         f"accuracy {correct / count:.2%}, PyTorch's {expected_correct / count:.2%}; {same:,} of {count:,} "
         f"predictions equal PyTorch's; log-probabilities differ by up to {difference:.1e}"
     )
-    equal = difference <= ROUNDING  # false for NaN
-    accurate = expected_correct - correct <= max(1, INT8_LOSS * count) and math.isfinite(difference)
-    if not (accurate if int8 else equal):
+    lost, limit = expected_correct - correct, math.inf if int8 else ROUNDING
+    if not difference < limit or lost > max(1, LOSS * count):  # NaN is not less either
         raise UserError(f"it differs from PyTorch: {description}")
     return description
 
@@ -73,10 +72,8 @@ def main() -> int:
     trained, status = load_trained(args.weights or "", args.data_path or ""), 0
     model, dataset = trained.model.double(), trained.dataset  # exact; so the comparison is not by float32
     formats = [name for name in FILES if name != "web" or dataset == MNIST]
-    for name in args.formats:
-        if name not in formats:
-            choices = f"{', '.join(formats)} for {dataset.name}"
-            raise UsageError(f"argument FORMAT: must be one of {choices}, not {name!r}")
+    if unknown := ", ".join(set(args.formats) - set(formats)):
+        raise UsageError(f"argument FORMAT: {dataset.name} has {', '.join(formats)}, not {unknown}")
     print(f"Weights: {trained}")
     images, labels = load_test(dataset)
     expected = trained.log_probs(images.double())

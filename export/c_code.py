@@ -29,16 +29,14 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
 
 def compile_c(source: bytes) -> ctypes.CDLL:
     """Compile C for this processor, and load it. Without a compiler, or where none works: ``OSError``."""
-    # Windows can't remove a loaded library.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        file, library = Path(folder, "program.c"), Path(folder, "program.so")
-        file.write_bytes(source)
-        command = ["cc", "-std=gnu99", *FAST, "-fPIC", "-shared", str(file), "-o", str(library)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded library
+        library = str(Path(folder, "program.so"))
+        command = ["cc", "-std=gnu99", *FAST, "-fPIC", "-shared", "-x", "c", "-", "-o", library]
+        done = subprocess.run(command, input=source, capture_output=True, check=False)
         if done.returncode != 0:
-            lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+            lines = done.stderr.decode(errors="replace").splitlines() or [f"exit status {done.returncode}"]
             raise OSError(f"cc fails: {next((line for line in lines if 'error' in line), lines[0])}")
-        return ctypes.CDLL(str(library))
+        return ctypes.CDLL(library)
 
 
 def run(header: bytes, prefix: str, classes: int, images: Tensor) -> Tensor:

@@ -65,8 +65,6 @@ def run(content: bytes, images: Tensor) -> Tensor:
     """Return an ONNX file's log-probabilities, float32 (N, classes), for ``images``, uint8 (N, 28, 28)."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     batches = torch.split(images, EVALUATION_BATCH)
     return torch.cat([torch.from_numpy(session.run(None, {"images": b.numpy()})[0]) for b in batches])

@@ -92,11 +92,8 @@ def main() -> None:
     files, result = make_report(trained)
     folder = Path(args.output_dir or trained.path.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        for name, content in files.items():
-            replace_file(folder / name, content)
-    except OSError as error:
-        raise UserError(f"{error}: name another folder by --output-dir") from None
+    for name, content in files.items():
+        replace_file(folder / name, content)
     print(f"{folder / 'report.html'}: {result}", flush=True)
 
 

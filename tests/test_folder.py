@@ -13,6 +13,7 @@ from PIL import Image, features
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
+from checkpoint import load_tensors, save_tensors
 from datasets import MNIST, load
 from datasets.folder import fit_to_28x28, load_folder
 from pictures import colors, decode, read
@@ -135,15 +136,18 @@ def test_classes_may_have_the_names_of_parts(tmp_path: Path) -> None:
     assert load("folder", str(tmp_path / "all"))[0].classes == ("plane", "train")
 
 
-def test_class_names_are_valid_unicode(tmp_path: Path) -> None:
-    """Some file systems allow any bytes. Files, figures and terminals don't."""
-    make_folder(tmp_path, ".")
+def test_class_names_that_are_no_unicode_are_kept(tmp_path: Path) -> None:
+    """Some file systems allow any bytes. A checkpoint takes them."""
+    make_folder(tmp_path / "pictures", ".")
+    name = os.fsdecode(b"chaton \xe9")
     try:
-        (tmp_path / "cat").rename(tmp_path / os.fsdecode(b"chaton \xe9"))
+        (tmp_path / "pictures" / "cat").rename(tmp_path / "pictures" / name)
     except OSError:
         pytest.skip("this file system allows only names in Unicode")
-    shutil.copytree(tmp_path / "dog", tmp_path / os.fsdecode(b"chaton \xe8"))
-    assert load("folder", str(tmp_path))[0].classes == ("chaton \\xe8", "chaton \\xe9", "dog")
+    dataset, _, _ = load("folder", str(tmp_path / "pictures"))
+    assert dataset.classes == (name, "dog")
+    save_tensors(tmp_path / "best.pt", {"classes": dataset.classes})
+    assert load_tensors(tmp_path / "best.pt")["classes"] == dataset.classes
 
 
 @pytest.mark.parametrize("parts", [("train", "test"), (".",)])
@@ -238,7 +242,7 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
 
-LAYOUT = "holds folders instead of pictures: --data-path needs CLASS/PICTURE, or train/CLASS/PICTURE and test"
+LAYOUT = "holds folders: --data-path needs CLASS/PICTURE, or train/CLASS/PICTURE and test"
 HARMS: dict[str, tuple[Callable[[Path], object], str]] = {  # what is done to a folder; what the error says
     "nothing there": (shutil.rmtree, "pictures"),
     "a file": (replace_by_a_file, "pictures"),
@@ -250,7 +254,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {  # what is done to a 
     "a folder in a class": (lambda root: (root / "train" / "cat" / "new").mkdir(), f"cat {LAYOUT}"),
     "parts in classes": (put_parts_into_classes, f"cat {LAYOUT}"),
     "pictures in parts": (flatten, "train: it needs 2 class folders or more, not 0"),
-    "an empty class": (lambda root: remove(root, "test/dog/*"), "dog: a class without pictures"),
+    "an empty class": (lambda root: remove(root, "test/dog/*"), "dog holds no pictures: --data-path needs"),
     "one class": (lambda root: remove(root, "*/dog"), "train: it needs 2 class folders or more, not 1"),
     "another class": (
         lambda root: shutil.copytree(root / "test" / "cat", root / "test" / "cow"),
