@@ -21,15 +21,12 @@ INCLUDED = Path(__file__).parent / "weights" / "best.pt"
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, on the CPU and in evaluation mode.
-
-    For a file of weights alone, MNIST is assumed.
-    """
+    """A trained network, on the CPU and in evaluation mode."""
 
     path: Path
     model: Net
     dataset: Dataset
-    run: Run | None  # the run that it is the best epoch of; None for weights alone
+    run: Run | None  # the run that it is the best epoch of; None for weights alone, then MNIST is assumed
 
     @torch.inference_mode()
     def log_probs(self, images: Tensor) -> Tensor:
@@ -56,8 +53,7 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
     try:
         content = load_tensors(path)
     except UserError as error:
-        expected = "expected is a state dict, saved by torch.save(model.state_dict(), …)"
-        raise UserError(f"{error}; {expected}") from None
+        raise UserError(f"{error}; expected is what torch.save(model.state_dict(), …) writes") from None
     run = load_run(path) if "format" in content else None
     dataset = MNIST if run is None else run.dataset
     dataset = replace(dataset, path=choose_path(data_path, dataset.name, dataset.path))
@@ -67,8 +63,7 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
     except Exception:  # whatever the file holds instead
         raise UserError(f"{path} holds another network than the one in model.py") from None
     trained = Trained(path, model, dataset, run)
-    black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None].expand(2, SIDE, SIDE)
-    values = *model.state_dict().values(), trained.log_probs(black_and_white)
+    values = *model.state_dict().values(), trained.log_probs(torch.zeros(1, SIDE, SIDE, dtype=torch.uint8))
     if not all(value.isfinite().all() for value in values):
         raise UserError(f"{path} is refused: its weights, or their results, are not all numbers")
     return trained

@@ -50,9 +50,7 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     class_folders = [path for path in list_visible(folder) if path.is_dir()]
     pictures = [list_pictures(path) for path in class_folders]
     if len(pictures) < 2:
-        raise UserError(
-            f"--data-path {folder}: it needs 2 class folders or more, not {len(pictures)}: CLASS/PICTURE"
-        )
+        raise UserError(f"--data-path {folder}: it needs 2 class folders or more, not {len(pictures)}")
     warn_unused({root, folder} if train else {folder} - {root}, {*parts, *class_folders})
     paths = [path for of_class in pictures for path in of_class]
     labels = torch.tensor([label for label, of_class in enumerate(pictures) for _ in of_class])
@@ -90,10 +88,7 @@ def list_visible(folder: Path) -> list[Path]:
 
 
 def find_parts(root: Path) -> tuple[Path, Path]:
-    """Return the folders of the training and the test set in ``root``: both ``root`` if it holds the classes.
-
-    A validation set is the test set if there is no other.
-    """
+    """Return the folders of the training and the test set: both are ``root`` if it holds the classes."""
     folders = {path.name.lower(): path for path in list_visible(root) if path.is_dir()}
     train, test = (next((folders[name] for name in names if name in folders), root) for names in PARTS)
     return (root, root) if root in (train, test) else (train, test)

@@ -13,6 +13,7 @@ from torch import Tensor
 from datasets import MNIST, Dataset
 from export.network import layers, render
 from model import Net
+from runtime.errors import UserError
 
 FAST = ("-O3", "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native")
 
@@ -27,15 +28,15 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     return render("net.h.in", model, dataset, layers=zip(convolutions, weights, strict=True), room=room)
 
 
-def compile_c(source: bytes) -> ctypes.CDLL:
-    """Compile C for this processor, and load it. Without a compiler, or where none works: ``OSError``."""
+def compile_c(source: bytes, failure: type[Exception] = UserError) -> ctypes.CDLL:
+    """Compile C for this processor, and load it. Raises ``failure`` if the compiler does not accept it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps a loaded library
         library = str(Path(folder, "program.so"))
         command = ["cc", "-std=gnu99", *FAST, "-fPIC", "-shared", "-x", "c", "-", "-o", library]
         done = subprocess.run(command, input=source, capture_output=True, check=False)
         if done.returncode != 0:
             lines = done.stderr.decode(errors="replace").splitlines() or [f"exit status {done.returncode}"]
-            raise OSError(f"cc fails: {next((line for line in lines if 'error' in line), lines[0])}")
+            raise failure(f"cc fails: {next((line for line in lines if 'error' in line), lines[0])}")
         return ctypes.CDLL(library)
 
 
@@ -44,6 +45,7 @@ def run(header: bytes, prefix: str, classes: int, images: Tensor) -> Tensor:
 
     ``images`` are uint8 (N, 28, 28); the result is float32 (N, classes).
     """
+    compile_c(b"", OSError)  # if no C program can be compiled and run here, the header is not at fault
     program = Path(__file__).with_name("predict_all.c").read_text(encoding="utf-8")
     program = program.replace("net_", f"{prefix}_").replace("NET_", f"{prefix.upper()}_")
     predict_all = compile_c(header + f"#define CLASSES {classes}\n{program}".encode()).predict_all

@@ -42,10 +42,9 @@ def round_weights(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Round weights and bias of ``layer``, whose inputs have this ``scale`` and zero point, to integers.
 
-    Returns weights, from -127 to 127, biases, the step of each output, and a bound on the magnitude of all
-    sums, partial ones included. The step is the real number that the integer 1 stands for, in the output's
-    weights and bias. The inputs of the last layer are sums of several ``pixels``. There, the step is a power
-    of two, the same for all outputs.
+    Returns weights, from -127 to 127, biases, the step of each output, which is the real number that the
+    integer 1 stands for, and a bound on the magnitude of all sums, partial ones included. The inputs of the
+    last layer are sums of several ``pixels``. There, the step is the same power of two for all outputs.
     """
     weight = layer.weight * (scale / pixels).view(-1, 1, 1)
     # Where a bias is much larger than the weights, round these more coarsely, so that 32 bits hold the sums.
@@ -102,10 +101,7 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
 
 
 def write(model: Net, dataset: Dataset = MNIST) -> bytes:
-    """Return the header that computes ``model`` of ``dataset`` in evaluation mode, in integers.
-
-    The activation ranges come from the training images of ``dataset``.
-    """
+    """Return the header that computes ``model`` of ``dataset`` in evaluation mode, in integers."""
     (images, _), _ = read(dataset.name, dataset.path, train=True)
     sample = images[torch.arange(CALIBRATION) * len(images) // CALIBRATION]  # evenly spaced
     quantized, one, bound = quantize(model, sample, dataset)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from checkpoint import Run
 from config import DATA_PATH_HELP
-from datasets import MNIST, load_test
+from datasets import load_test
 from model import count_parameters
 from report import scores
 from runtime.arguments import Parser
@@ -21,27 +21,20 @@ from trained import Trained, load_trained
 MAX_MISTAKES = 150  # images in their figure; the included weights make 47 mistakes, bad ones thousands
 
 
-def fill_page(run: Run, counts: Tensor, **values: Any) -> str:
-    """Fill page.html with the numbers of ``run`` and ``counts``, and with ``values``.
-
-    ``counts`` is the confusion matrix of the test set, int64 (N, N). ``values`` are the number of
-    ``parameters``, the ``calibration``, and the ``plots`` by name.
-    """
+def fill_page(run: Run, counts: Tensor, **values: Any) -> bytes:
+    """Fill page.html with ``run``, its confusion matrix ``counts``, int64 (N, N), and more ``values``."""
     correct, total = counts.diagonal(), counts.sum(dim=1)
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
-    return environment.from_string(page).render(
+    html = environment.from_string(page).render(
         run=run,
-        dataset="MNIST" if run.dataset == MNIST else run.dataset.name,
-        correct=int(correct.sum()),
-        total=int(total.sum()),
-        interval=scores.wilson(correct.sum(), total.sum()),
         by_class=list(zip(run.dataset.classes, total.tolist(), correct.tolist(), strict=True)),
+        interval=scores.wilson(correct.sum(), total.sum()),
         max_mistakes=MAX_MISTAKES,
-        settings=vars(run.config),
         **values,
     )
+    return html.encode(errors="backslashreplace")  # a name of a file may be no Unicode
 
 
 def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
@@ -52,8 +45,7 @@ def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
     if run is None or run.best is None:
         raise UserError(f"{trained.path} holds weights alone: name a folder with a run's best.pt")
     images, labels = load_test(trained.dataset)
-    log_probs, predictions = trained.log_probs(images).double().max(dim=1)
-    confidence = log_probs.exp()
+    confidence, predictions = trained.log_probs(images).double().exp().max(dim=1)
     counts = scores.confusion_matrix(labels, predictions, len(classes))
     calibration = scores.calibration(confidence, predictions == labels)
     wrong = scores.mistakes(labels, predictions, confidence)[:MAX_MISTAKES]
@@ -69,11 +61,9 @@ def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
         }
     if any("Glyph" in str(warning.message) for warning in caught):
         warn("no font that matplotlib finds has all characters of the class names: the figures show boxes")
-    parameters = count_parameters(trained.model)
-    page = fill_page(run, counts, parameters=parameters, calibration=calibration, plots=plots)
     files = {f"{name}.png": plot.png for name, plot in plots.items()}
-    # A file name that isn't UTF-8 has characters that can't be encoded.
-    files["report.html"] = page.encode(errors="backslashreplace")
+    parameters = count_parameters(trained.model)
+    files["report.html"] = fill_page(run, counts, parameters=parameters, calibration=calibration, plots=plots)
     correct, total = int(counts.trace()), len(labels)
     result = f"{correct:,} of {total:,} test images right ({correct / total:.2%}), epoch {run.best.epoch}"
     return files, result
@@ -83,8 +73,7 @@ def main() -> None:
     """Write the report, and print its result. An error before everything is drawn changes no file."""
     parser = Parser("python -m report", "Write report.html, with figures of a run and its results.")
     parser.add_argument("run", metavar="RUN", help="the run's folder, or its best.pt")
-    output_help = "folder for the report (default: the run's folder)"
-    parser.add_argument("--output-dir", metavar="DIR", help=output_help)
+    parser.add_argument("--output-dir", metavar="DIR", help="folder for the report (default: the run's)")
     parser.add_argument("--data-path", metavar="DIR", help=DATA_PATH_HELP)
     args = parser.parse_args()
     trained = load_trained(args.run, args.data_path or "")

@@ -34,8 +34,7 @@ class Plot(NamedTuple):
 
 def shorten(classes: Sequence[str]) -> list[str]:
     """Make names short enough for a figure, and escape control characters."""
-    names = map(printable, classes)
-    return [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in names]
+    return [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in map(printable, classes)]
 
 
 def to_png(figure: Figure) -> bytes:
@@ -89,10 +88,9 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     # The diagonal has a flat colour of its own: next to 1,000 on one scale, a count of 5 is invisible.
     colors = colormaps["Oranges"].with_extremes(bad="#dfe7ee", under="white")
     axes.imshow(np.where(np.eye(size), np.nan, wrong - 0.5), cmap=colors, vmin=0, vmax=1.2 * most)
-    for label, prediction in np.argwhere(table):
-        color = "white" if wrong[label, prediction] > 0.6 * most else INK
-        count = table[label, prediction]
-        axes.text(prediction, label, count, ha="center", va="center", color=color, fontsize=font)
+    for row, column in np.argwhere(table):
+        color = "white" if wrong[row, column] > 0.6 * most else INK
+        axes.text(column, row, table[row, column], ha="center", va="center", color=color, fontsize=font)
     axes.set(xlabel="prediction", ylabel="label")
     axes.set_xticks(range(size), names, fontsize=font, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(size), names, fontsize=font)
@@ -177,8 +175,6 @@ def mistakes(
         axes.text(left + 13.5, top + 31.5, description, ha="center", va="center", fontsize=font)
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     axes.set_axis_off()
-    if not pairs:
-        axes.text(columns * pitch_x / 2, pitch_y / 2, "none", ha="center", va="center")
     described = ", ".join(f"{classes[label]} as {classes[prediction]}" for label, prediction in pairs)
     return Plot(to_png(figure), f"Wrongly predicted images: {described or 'none'}.")
 

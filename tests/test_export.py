@@ -22,7 +22,7 @@ from checkpoint import EpochMetrics, Run, save_run
 from config import ORIGINAL
 from datasets import load, load_mnist
 from export import __main__ as command
-from export import c_code, c_int8, onnx_file
+from export import c_code, c_int8
 from export.__main__ import FILES
 from model import Net
 from runtime.errors import UsageError, UserError
@@ -86,16 +86,14 @@ def test_wrong_file_is_an_error_and_replaces_nothing(
     if name == "onnx":
         pytest.importorskip("onnx")
         pytest.importorskip("onnxruntime")
-    module: Any = {"onnx": onnx_file, "c": c_code, "c-int8": c_int8}[name]
-    write = module.write
+    write = command.WRITE[name]
 
-    def write_wrong(_: Net, *arguments: object) -> bytes:
+    def write_wrong(_: Net, *arguments: Any) -> bytes:
         wrong = load_trained(WEIGHTS).model
         wrong.conv1.weight.data[0] *= 1.01 if name != "c-int8" else -9
-        content: bytes = write(wrong, *arguments)
-        return content
+        return write(wrong, *arguments)
 
-    monkeypatch.setattr(module, "write", write_wrong)
+    monkeypatch.setitem(command.WRITE, name, write_wrong)
     older = tmp_path / FILES[name]
     older.write_text("older")
     assert export(name, "--output-dir", tmp_path) == 1

@@ -231,7 +231,7 @@ def read_stub_page(split: str, best: int) -> str:
     run = Run(Path("run"), DEFAULT, MNIST, "cpu", {}, metrics)
     bins = scores.Calibration(0.1234, *torch.ones(3, 15))
     plots = dict.fromkeys(NAMES, PLOT)
-    page = Page(command.fill_page(run, counts, parameters=9798, calibration=bins, plots=plots))
+    page = Page(command.fill_page(run, counts, parameters=9798, calibration=bins, plots=plots).decode())
     assert " 2 0 0 – " in page.text  # a class without images
     return page.text
 

@@ -30,7 +30,7 @@ from trained import Trained, load_trained
 
 LETTERS = Dataset("folder", ("a", "b", "c"), 0.25, 0.5, True, False, "/letters", "1", "2")
 ROW = EpochMetrics(1, 0.1, 2.0, 50.0, "test", 1.0, 60.0, 9.5)
-EXPECTED = "; expected is a state dict, saved by torch.save(model.state_dict(), …)"
+EXPECTED = "; expected is what torch.save(model.state_dict(), …) writes"
 WEIGHT = "conv1.weight"
 INCLUDED = (ROOT / "weights" / "best.pt").read_bytes()
 
