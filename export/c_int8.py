@@ -42,8 +42,8 @@ def round_weights(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Round weights and bias of ``layer``, whose inputs have this ``scale`` and zero point, to integers.
 
-    Returns weights, from -127 to 127, biases, the step of each output, which is the real number that the
-    integer 1 stands for, and a bound on the magnitude of all sums, partial ones included. The inputs of the
+    Returns weights, from -127 to 127, biases, the step of each output, and a bound on the magnitude of all
+    sums, partial ones included. The step is the real number that the integer 1 stands for. The inputs of the
     last layer are sums of several ``pixels``. There, the step is the same power of two for all outputs.
     """
     weight = layer.weight * (scale / pixels).view(-1, 1, 1)

@@ -138,6 +138,7 @@ def test_files_are_compared_with_pytorch_in_float64(
     torch.testing.assert_close(checked[0], expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.usefixtures("short_set")
 def test_file_that_cannot_be_written_is_named_once(export: Export, tmp_path: Path, capsys: Any) -> None:
     """As in a read-only clone; root may write to any folder, so a folder has the name of the file."""
     shutil.copy(WEIGHTS, tmp_path)
