@@ -21,15 +21,12 @@ INCLUDED = Path(__file__).parent / "weights" / "best.pt"
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, on the CPU and in evaluation mode.
-
-    For a file of weights alone, MNIST is assumed.
-    """
+    """A trained network, on the CPU and in evaluation mode."""
 
     path: Path
     model: Net
     dataset: Dataset
-    run: Run | None  # the run that it is the best epoch of; None for weights alone
+    run: Run | None  # the run that it is the best epoch of; None for weights alone, then MNIST is assumed
 
     @torch.inference_mode()
     def log_probs(self, images: Tensor) -> Tensor:
@@ -56,23 +53,17 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
     try:
         content = load_tensors(path)
     except UserError as error:
-        expected = "expected is a state dict, saved by torch.save(model.state_dict(), …)"
-        raise UserError(f"{error}{guess_kind(path)}; {expected}") from None
+        raise UserError(f"{error}; expected is what torch.save(model.state_dict(), …) writes") from None
     run = load_run(path) if "format" in content else None
     dataset = MNIST if run is None else run.dataset
     dataset = replace(dataset, path=choose_path(data_path, dataset.name, dataset.path))
-    with torch.random.fork_rng(devices=[]):
-        model = Net(num_classes=len(dataset.classes)).eval()
+    model = Net(num_classes=len(dataset.classes)).eval()
     try:
-        weights = find_state_dict(content if run is None else {"model": run.best_weights})
-        if not all(weights[name].is_floating_point() for name, _ in model.named_parameters()):
-            raise TypeError("weights of another dtype would be converted without a word")
-        model.load_state_dict(weights)
+        model.load_state_dict(find_state_dict(content))
     except Exception:  # whatever the file holds instead
         raise UserError(f"{path} holds another network than the one in model.py") from None
     trained = Trained(path, model, dataset, run)
-    black_and_white = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None].expand(2, SIDE, SIDE)
-    values = *model.state_dict().values(), trained.log_probs(black_and_white)
+    values = *model.state_dict().values(), trained.log_probs(torch.zeros(1, SIDE, SIDE, dtype=torch.uint8))
     if not all(value.isfinite().all() for value in values):
         raise UserError(f"{path} is refused: its weights, or their results, are not all numbers")
     return trained
@@ -87,27 +78,11 @@ def evaluate(options: Options) -> None:
 
 
 def find_state_dict(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the first dictionary of tensors: ``content``, or a value of it, such as that of "state_dict".
+    """Return the first dictionary of tensors: ``content``, or a value in it, as in a best.pt.
 
-    A prefix that all names share is dropped, as ``DataParallel``, Lightning and ``AveragedModel`` add one.
+    What ``DataParallel``, Lightning and ``AveragedModel`` put before the names is dropped.
     """
     dictionaries = [value for value in (content, *content.values()) if isinstance(value, dict) and value]
     weights = next(d for d in dictionaries if all(isinstance(value, Tensor) for value in d.values()))
-    weights = {name: value for name, value in weights.items() if name != "n_averaged"}  # AveragedModel's
-    while len({name.partition(".")[0] for name in weights}) == 1 and all("." in name for name in weights):
-        weights = {name.partition(".")[2]: value for name, value in weights.items()}
-    return weights
-
-
-def guess_kind(path: Path) -> str:
-    """Say what the file ``path`` seems to be, in brackets, if it is of another well-known kind."""
-    file = path.read_bytes()
-    names = file if file.startswith(b"PK") else b""  # a zip archive has the names of its files uncompressed
-    signs = {
-        "a NumPy archive": b".npy" in names,
-        "a program of torch.export": b"exported_program" in names or b"/models/" in names,
-        "TorchScript": b"/code/" in names,
-        "safetensors": file[8:10] == b'{"',
-        "ONNX": file.startswith(b"\x08"),
-    }
-    return next((f" (it seems to be {kind})" for kind, sign in signs.items() if sign), "")
+    prefix = next(name for name in weights if name.endswith("conv1.weight")).removesuffix("conv1.weight")
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}

@@ -14,14 +14,11 @@ NEARLY_ALL = 0.99  # share of the training images that decides on a property of 
 
 
 def describe(name: str, classes: tuple[str, ...], images: Tensor) -> Dataset:
-    """Measure the properties of the data set ``name`` from its training ``images``, uint8 (N, 28, 28).
-
-    Mean and standard deviation are rounded to four digits, like MNIST's.
-    """
+    """Measure the properties of the data set ``name`` from its training ``images``, uint8 (N, 28, 28)."""
     shares = torch.bincount(images.flatten(), minlength=256).double() / images.numel()
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean = shares @ levels
-    std = round((shares @ (levels - mean) ** 2).sqrt().item(), 4)
+    std = round((shares @ (levels - mean) ** 2).sqrt().item(), 4)  # digits, as for MNIST
     if std == 0:
         raise UserError(f"{name}: all pixels of the training images have the same value")
     background = np.median(border(images.numpy().transpose(1, 2, 0)), axis=0)
@@ -51,13 +48,9 @@ def check_test(dataset: Dataset, classes: tuple[str, ...], test: Images) -> None
         differing = ", ".join(sorted(set(classes) ^ set(dataset.classes)))
         raise UserError(f"{dataset.path}: training and test set differ in the classes {differing}")
     if dataset.test_hash and dataset.test_hash != hash_tensors(*test):
-        problem = "not the test set of the training run; the network may have seen some of its images"
-        warn(f"{dataset.path}: {problem}")
+        warn(f"{dataset.path}: not the test set of the training run; the network may have seen its images")
 
 
 def hash_tensors(*tensors: Tensor) -> str:
     """Return the SHA-256 of the values of ``tensors``."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.cpu().numpy().data)
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()

@@ -1,7 +1,7 @@
 """Read folders of pictures as a data set: one folder for each class."""
 
-import os
 import re
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from runtime.errors import UserError, warn
 
 ENOUGH = 8 * SIDE  # pixels on each side of a JPEG, for fit_to_28x28
 GREY = (0.299, 0.587, 0.114)  # share of red, green and blue in a grey (ITU-R BT.601, as in Pillow)
-# The usual names of a data set's parts, in lower case: training, test and validation set.
-PARTS = {"train", "training"}, {"test", "testing"}, {"val", "valid", "validation"}
+# The usual names of the folders of the training and the test set, in lower case, by descending priority.
+PARTS = ("train", "training"), ("test", "testing", "val", "valid", "validation")
 # Hidden files, and what Windows, macOS and file servers add to a folder.
 IGNORED = re.compile(r"\.|(thumbs\.db|desktop\.ini|__macosx|@eadir)$", re.IGNORECASE)
 
@@ -50,18 +50,15 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
     class_folders = [path for path in list_visible(folder) if path.is_dir()]
     pictures = [list_pictures(path) for path in class_folders]
     if len(pictures) < 2:
-        raise UserError(
-            f"--data-path {folder}: it needs 2 class folders or more, not {len(pictures)}: CLASS/PICTURE"
-        )
+        raise UserError(f"--data-path {folder}: it needs 2 class folders or more, not {len(pictures)}")
     warn_unused({root, folder} if train else {folder} - {root}, {*parts, *class_folders})
     paths = [path for of_class in pictures for path in of_class]
     labels = torch.tensor([label for label, of_class in enumerate(pictures) for _ in of_class])
     if folder == root:
-        for path, *others in pictures:
-            if not others:
-                raise UserError(f"{path}: the only picture of its class; training and test need one each")
-        index = split_pictures(labels)[0 if train else 1]
-        paths, labels = [paths[i] for i in index.tolist()], labels[index]
+        if len(fewest := min(pictures, key=len)) < 2:
+            raise UserError(f"{fewest[0]}: the only picture of its class; training and test need one each")
+        chosen = choose_test(labels) != train
+        paths, labels = list(compress(paths, chosen)), labels[chosen]
     images = np.empty((len(paths), SIDE, SIDE), dtype=np.uint8)
     for i, path in enumerate(paths):
         try:
@@ -69,22 +66,19 @@ def load_folder(data_path: str, train: bool) -> tuple[Images, tuple[str, ...]]:
                 images[i] = fit_to_28x28(read(file, ENOUGH)[0])
         except UserError as error:
             raise UserError(f"{path}: {error}; replace or remove it") from None
-    # Some file systems allow names that are no valid Unicode, which a checkpoint and a terminal need.
-    classes = [os.fsencode(path.name).decode(errors="backslashreplace") for path in class_folders]
-    return (torch.from_numpy(images), labels), tuple(classes)
+    return (torch.from_numpy(images), labels), tuple(path.name for path in class_folders)
 
 
-def split_pictures(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Split pictures with these ``labels``, int64 (N,): a fifth, rounded up, is the test set.
+def choose_test(labels: Tensor) -> Tensor:
+    """Choose the test set of pictures with these ``labels``, int64 (N,): a fifth, rounded up, as bool (N,).
 
-    Returns the indices of the training and of the test set. A class too small for a share in that fifth has
-    its first picture in the test set, too.
+    A class too small for a share in that fifth has its first picture in the test set, too.
     """
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    held_out[split_holdout(labels, -(-len(labels) // 5))[1]] = True
-    for label in set(labels.tolist()) - set(labels[held_out].tolist()):
-        held_out[labels.tolist().index(label)] = True
-    return (~held_out).nonzero().view(-1), held_out.nonzero().view(-1)
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[split_holdout(labels, -(-len(labels) // 5))[1]] = True
+    for label in set(labels.tolist()) - set(labels[chosen].tolist()):
+        chosen[labels.tolist().index(label)] = True
+    return chosen
 
 
 def list_visible(folder: Path) -> list[Path]:
@@ -94,34 +88,18 @@ def list_visible(folder: Path) -> list[Path]:
 
 
 def find_parts(root: Path) -> tuple[Path, Path]:
-    """Return the folders of the training and the test set in ``root``: both ``root`` if it holds the classes.
-
-    A validation set is the test set if there is no other.
-    """
-    folders = [path for path in list_visible(root) if path.is_dir()]
-    train, test, validation = ([path for path in folders if path.name.lower() in names] for names in PARTS)
-    test = test or validation
-    for part in train, test:
-        if len(part) > 1:
-            raise UserError(
-                f"{part[0]} and {part[1]}: only one of them can be used; move the other elsewhere"
-            )
-    return (train[0], test[0]) if train and test else (root, root)
+    """Return the folders of the training and the test set: both are ``root`` if it holds the classes."""
+    folders = {path.name.lower(): path for path in list_visible(root) if path.is_dir()}
+    train, test = (next((folders[name] for name in names if name in folders), root) for names in PARTS)
+    return (root, root) if root in (train, test) else (train, test)
 
 
 def list_pictures(folder: Path) -> list[Path]:
     """List the pictures of a class: all visible files in its ``folder``, which must have no subfolders."""
     paths = list_visible(folder)
-    if any(path.is_dir() for path in paths):
-        raise UserError(
-            f"{folder} holds folders instead of pictures: --data-path needs CLASS/PICTURE, "
-            "or train/CLASS/PICTURE and test/CLASS/PICTURE"
-        )
-    for path in paths:
-        if not path.is_file():  # a pipe would wait for ever
-            raise UserError(f"{path}: it is not a file; remove it")
-    if not paths:
-        raise UserError(f"{folder}: a class without pictures; add some, or remove the folder")
+    if not paths or any(path.is_dir() for path in paths):
+        layout = "CLASS/PICTURE, or train/CLASS/PICTURE and test/CLASS/PICTURE"
+        raise UserError(f"{folder} holds {'folders' if paths else 'no pictures'}: --data-path needs {layout}")
     return paths
 
 

@@ -1,1 +1,0 @@
-"""The command ``python -m export``: a trained network without PyTorch."""

@@ -1,32 +1,24 @@
 """Write a trained network as ONNX, C and a web page: ``python -m export``. ``--help`` lists the flags."""
 
-import copy
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from config import DATA_PATH_HELP, WEIGHTS_HELP
 from datasets import MNIST, load_test
-from export import c_code, c_int8, onnx_file, web
+from export import c_code, c_int8, onnx_file
+from export.network import write_page
 from runtime.arguments import Parser
 from runtime.errors import UsageError, UserError, printable, run_command
 from runtime.files import replace_file
-from trained import Trained, load_trained
+from trained import load_trained
 
+WRITE = {"onnx": onnx_file.write, "c": c_code.write, "c-int8": c_int8.write, "web": write_page}
 FILES = {"onnx": "net.onnx", "c": "net.h", "c-int8": "net_int8.h", "web": "net.html"}
 ROUNDING = 1e-3  # tolerance for log-probabilities; float32 changed them by 1e-5 to 1.2e-4
-INT8_LOSS = 0.001  # share of the test images, at least one image, that 8-bit weights may cost
-
-
-def create(name: str, trained: Trained) -> bytes:
-    """Return the content of the file of the format ``name``."""
-    if name == "web":
-        return web.write(trained.model)
-    write = {"onnx": onnx_file.write, "c": c_code.write, "c-int8": c_int8.write}[name]
-    return write(trained.model, trained.dataset)
+LOSS = 0.001  # share of the test images, at least one image, that a format may cost
 
 
 def check(name: str, content: bytes, images: Tensor, labels: Tensor, expected: Tensor) -> str:
@@ -36,23 +28,21 @@ def check(name: str, content: bytes, images: Tensor, labels: Tensor, expected: T
     """
     if name == "web":
         return "not checked: it runs in a browser"
-    if name == "onnx":
-        try:
+    try:
+        if name == "onnx":
             log_probs = onnx_file.run(content, images)
-        except ImportError as error:
-            return f"not checked: pip install onnxruntime ({error})"
-    elif obstacle := c_code.find_obstacle():
-        return f"not checked: {obstacle}"
-    else:
-        log_probs = c_code.run(content, Path(FILES[name]).stem, expected.shape[1], images)
+        else:
+            log_probs = c_code.run(content, Path(FILES[name]).stem, expected.shape[1], images)
+    except (ImportError, OSError) as error:
+        return f"not checked: it can't be run here ({error})"
     return compare(log_probs, expected, labels, int8=name == "c-int8")
 
 
 def compare(log_probs: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> str:
     """Describe how ``log_probs`` differ from PyTorch's in float64, ``expected``, both (N, classes).
 
-    They are refused if a log-probability differs by more than ROUNDING. With ``int8``, they are refused if
-    the accuracy falls by more than INT8_LOSS.
+    They are refused if the accuracy falls by more than LOSS or, without ``int8``, if a log-probability
+    differs by ROUNDING or more.
     """
     correct, expected_correct = (int((each.argmax(dim=1) == labels).sum()) for each in (log_probs, expected))
     same = int((log_probs.argmax(dim=1) == expected.argmax(dim=1)).sum())
@@ -61,9 +51,8 @@ def compare(log_probs: Tensor, expected: Tensor, labels: Tensor, int8: bool) -> 
         f"accuracy {correct / count:.2%}, PyTorch's {expected_correct / count:.2%}; {same:,} of {count:,} "
         f"predictions equal PyTorch's; log-probabilities differ by up to {difference:.1e}"
     )
-    equal = difference <= ROUNDING  # false for NaN
-    accurate = expected_correct - correct <= max(1, INT8_LOSS * count) and math.isfinite(difference)
-    if not (accurate if int8 else equal):
+    lost, limit = expected_correct - correct, math.inf if int8 else ROUNDING
+    if not difference < limit or lost > max(1, LOSS * count):  # NaN is not less either
         raise UserError(f"it differs from PyTorch: {description}")
     return description
 
@@ -79,34 +68,27 @@ def main() -> int:
     parser.add_argument("--output-dir", metavar="DIR", help=output_help)
     parser.add_argument("--data-path", metavar="DIR", help=DATA_PATH_HELP)
     args = parser.parse_args()
-    for name in args.formats:
-        if name not in FILES:
-            parser.error(f"argument FORMAT: must be one of {', '.join(FILES)}, not {name!r}")
-
     trained, status = load_trained(args.weights or "", args.data_path or ""), 0
+    model, dataset = trained.model.double(), trained.dataset  # exact; so the comparison is not by float32
+    formats = [name for name in FILES if name != "web" or dataset == MNIST]
+    if unknown := ", ".join(set(args.formats) - set(formats)):
+        raise UsageError(f"argument FORMAT: {dataset.name} has {', '.join(formats)}, not {unknown}")
     print(f"Weights: {trained}")
-    if "web" in args.formats and trained.dataset != MNIST:
-        raise UsageError(f"argument FORMAT: web is for MNIST's digits, not for {trained.dataset.name}")
-    formats = args.formats or [name for name in FILES if name != "web" or trained.dataset == MNIST]
-    images, labels = load_test(trained.dataset)
-    in_float64 = replace(trained, model=copy.deepcopy(trained.model).double())
-    expected = in_float64.log_probs(images.double())
+    images, labels = load_test(dataset)
+    expected = trained.log_probs(images.double())
     folder = Path(args.output_dir or trained.path.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in dict.fromkeys(formats):
+    for name in dict.fromkeys(args.formats or formats):
         path = folder / FILES[name]
         try:
-            content = create(name, trained)
+            content = WRITE[name](model, dataset)
             result = check(name, content, images, labels, expected)
-        except UserError as error:
-            print(printable(f"export: error: {path}: not written: {error}"), file=sys.stderr)
-            status = 1
-            continue
-        try:
             replace_file(path, content)
-        except OSError as error:
-            raise UserError(f"{error}: name another folder by --output-dir") from None
-        print(f"{path}: {len(content):,} bytes\n    {result}", flush=True)
+        except (UserError, OSError, ImportError) as error:
+            print(printable(f"export: error: {path.name}: not written: {error}"), file=sys.stderr)
+            status = 1
+        else:
+            print(f"{path}: {len(content):,} bytes\n    {result}", flush=True)
     return status
 
 

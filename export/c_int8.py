@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets import MNIST, Dataset, read
-from export.network import Layer, c_layers, render
+from export.network import Layer, layers, render
 from model import Net
 from runtime.errors import UserError
 from utils import normalize
@@ -43,9 +43,8 @@ def round_weights(
     """Round weights and bias of ``layer``, whose inputs have this ``scale`` and zero point, to integers.
 
     Returns weights, from -127 to 127, biases, the step of each output, and a bound on the magnitude of all
-    sums, partial ones included. The step is the real number that the integer 1 stands for, in the output's
-    weights and bias. The inputs of the last layer are sums of several ``pixels``. There, the step is a power
-    of two, the same for all outputs.
+    sums, partial ones included. The step is the real number that the integer 1 stands for. The inputs of the
+    last layer are sums of several ``pixels``. There, the step is the same power of two for all outputs.
     """
     weight = layer.weight * (scale / pixels).view(-1, 1, 1)
     # Where a bias is much larger than the weights, round these more coarsely, so that 32 bits hold the sums.
@@ -64,14 +63,14 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
 
     Returns the layers, the integer for 1.0 in the logits, and a bound on the magnitude of all sums.
     """
-    *hidden, last = c_layers(model)
+    *hidden, last = layers(model)
     quantized, bounds = [], []
     scale = torch.tensor([1 / (255 * dataset.std)]).double()
     zero = torch.tensor([255 * dataset.mean]).double()
     x = normalize(images[:, None], dataset)
     for layer in hidden:
         # In float32: the range of each output channel before pooling, extended to include 0.
-        factor, summand = layer.norm
+        factor, summand = layer.factor_and_summand
         x = F.relu(F.conv2d(x, layer.weight.float(), layer.bias.float(), padding="same"))
         x = x * factor.float().view(-1, 1, 1) + summand.float().view(-1, 1, 1)
         low = x.double().amin(dim=(0, 2, 3)).clamp(max=0)
@@ -102,10 +101,7 @@ def quantize(model: Net, images: Tensor, dataset: Dataset = MNIST) -> tuple[list
 
 
 def write(model: Net, dataset: Dataset = MNIST) -> bytes:
-    """Return the header that computes ``model`` of ``dataset`` in evaluation mode, in integers.
-
-    The activation ranges come from the training images of ``dataset``.
-    """
+    """Return the header that computes ``model`` of ``dataset`` in evaluation mode, in integers."""
     (images, _), _ = read(dataset.name, dataset.path, train=True)
     sample = images[torch.arange(CALIBRATION) * len(images) // CALIBRATION]  # evenly spaced
     quantized, one, bound = quantize(model, sample, dataset)

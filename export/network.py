@@ -1,5 +1,6 @@
-"""What the formats share: the network as a list of layers, and templates."""
+"""The network as a list of layers, templates that are filled with it, and the web page, one of them."""
 
+import base64
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,11 @@ class Layer:
     norm: tuple[Tensor, ...] = ()  # batch norm as x * norm[0] + norm[1], each (outputs,); () if it has none
     pool: bool = False  # whether 2×2 max pooling follows
 
+    @property
+    def factor_and_summand(self) -> tuple[Tensor, ...]:
+        """``norm``, or 1 and 0 if it has none."""
+        return self.norm or (torch.ones_like(self.bias), torch.zeros_like(self.bias))
+
 
 def layers(model: Net) -> list[Layer]:
     """List what ``model`` computes from normalised images in evaluation mode.
@@ -41,14 +47,6 @@ def layers(model: Net) -> list[Layer]:
             result[-1].norm = factor, state[f"{name}.bias"] - mean * factor
         elif isinstance(module, nn.MaxPool2d):
             result[-1].pool = True
-    return result
-
-
-def c_layers(model: Net) -> list[Layer]:
-    """List the layers for the C templates: all have a norm, 1 and 0 where the network has none."""
-    result = layers(model)
-    for layer in result:
-        layer.norm = layer.norm or (torch.ones_like(layer.bias), torch.zeros_like(layer.bias))
     return result
 
 
@@ -71,3 +69,17 @@ def render(template: str, model: Net, dataset: Dataset = MNIST, **values: Any) -
     values["names"] = [ascii(name).replace("*/", r"*\/").replace("/*", r"/\*") for name in dataset.classes]
     content = Path(__file__).with_name(template).read_text(encoding="utf-8")
     return environment.from_string(content).render(values).encode()
+
+
+def write_page(model: Net, dataset: Dataset = MNIST) -> bytes:
+    """Return the web page, one HTML file in UTF-8 that contains ``model`` of ``dataset``.
+
+    It gets a description of each layer, and all numbers as one float32 array, little-endian: for each layer
+    its weights, biases, and the factors and summands of batch norm.
+    """
+    network = layers(model)
+    tensors = [tensor for layer in network for tensor in (layer.weight, layer.bias, *layer.norm)]
+    array = torch.cat([tensor.float().flatten() for tensor in tensors]).numpy().astype("<f4")
+    numbers = base64.b64encode(array.tobytes()).decode()
+    script = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+    return render("page.html", model, dataset, layers=network, numbers=numbers, script=script)

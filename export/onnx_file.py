@@ -8,7 +8,6 @@ from torch import Tensor
 from datasets import MNIST, Dataset
 from export.network import layers
 from model import Net
-from runtime.errors import UserError
 from utils import EVALUATION_BATCH
 
 OPSET, IR_VERSION = 17, 8  # of 2022; onnxruntime reads them since 1.12
@@ -20,11 +19,9 @@ def write(model: Net, dataset: Dataset = MNIST) -> bytes:
     - Input "images": uint8 (N, 28, 28) for any N, in 0 for black to 255 for white. MNIST is white on black.
     - Output "log_probs": float32 (N, classes).
     """
-    try:
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError as error:
-        raise UserError(f"it needs the package onnx ({error}): pip install onnx onnxruntime") from None
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
     nodes: list[onnx.NodeProto] = []
     constants: list[TensorProto] = []
 
@@ -68,8 +65,6 @@ def run(content: bytes, images: Tensor) -> Tensor:
     """Return an ONNX file's log-probabilities, float32 (N, classes), for ``images``, uint8 (N, 28, 28)."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     batches = torch.split(images, EVALUATION_BATCH)
     return torch.cat([torch.from_numpy(session.run(None, {"images": b.numpy()})[0]) for b in batches])

@@ -1,82 +1,56 @@
 """Report on a run: ``python -m report RUN``. ``--help`` lists the flags."""
 
-import logging
+import base64
 import warnings
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from torch import Tensor
 
-from checkpoint import EpochMetrics, Run
+from checkpoint import Run
 from config import DATA_PATH_HELP
-from datasets import MNIST, load_test
+from datasets import load_test
 from model import count_parameters
 from report import scores
 from runtime.arguments import Parser
 from runtime.errors import UserError, run_command, warn
 from runtime.files import replace_file
-from runtime.tables import read_table
 from trained import Trained, load_trained
 
 MAX_MISTAKES = 150  # images in their figure; the included weights make 47 mistakes, bad ones thousands
 
 
-def read_metrics(path: Path) -> list[EpochMetrics]:
-    """Read the epochs of a run from its metrics.csv; none if there is no file. Other columns are ignored."""
-    types = get_type_hints(EpochMetrics)
-    rows = read_table(path, list(types))
-    try:
-        return [EpochMetrics(**{name: types[name](row[name]) for name in types}) for row in rows]
-    except ValueError as error:
-        raise UserError(f"{path} is damaged, or not the metrics.csv of a run: {error}") from None
-
-
-def fill_page(run: Run, counts: Tensor, **values: Any) -> str:
-    """Fill page.html with the numbers of ``run`` and ``counts``, and with ``values``.
-
-    ``counts`` is the confusion matrix of the test set, int64 (N, N). ``values`` are the number of
-    ``parameters``, the ``calibration``, and the ``plots`` by name.
-    """
+def fill_page(run: Run, counts: Tensor, **values: Any) -> bytes:
+    """Fill page.html with ``run``, its confusion matrix ``counts``, int64 (N, N), and more ``values``."""
     correct, total = counts.diagonal(), counts.sum(dim=1)
     page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.from_string(page).render(
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    html = environment.from_string(page).render(
         run=run,
-        dataset="MNIST" if run.dataset == MNIST else run.dataset.name,
-        correct=int(correct.sum()),
-        total=int(total.sum()),
-        interval=scores.wilson(correct.sum(), total.sum()),
         by_class=list(zip(run.dataset.classes, total.tolist(), correct.tolist(), strict=True)),
+        interval=scores.wilson(correct.sum(), total.sum()),
         max_mistakes=MAX_MISTAKES,
-        settings=vars(run.config),
         **values,
     )
+    return html.encode(errors="backslashreplace")  # a name of a file may be no Unicode
 
 
 def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
     """Evaluate a run's best weights. Return the report's files by name, and a line on the result."""
-    try:
-        from report import figures
-    except ImportError as error:
-        raise UserError(f"the figures need matplotlib: pip install matplotlib ({error})") from None
-    if trained.run is None or trained.run.best is None:
+    from report import figures  # needs matplotlib
+
+    run, classes = trained.run, trained.dataset.classes
+    if run is None or run.best is None:
         raise UserError(f"{trained.path} holds weights alone: name a folder with a run's best.pt")
-    path, classes = trained.run.folder / "metrics.csv", trained.dataset.classes
-    run = replace(trained.run, metrics=read_metrics(path))  # best.pt lacks the epochs after the best one
-    if run.best != trained.run.best:
-        raise UserError(f"{path} is missing, or lacks the epoch of best.pt beside it")
     images, labels = load_test(trained.dataset)
-    log_probs, predictions = trained.log_probs(images).double().max(dim=1)
-    confidence = log_probs.exp()
+    confidence, predictions = trained.log_probs(images).double().exp().max(dim=1)
     counts = scores.confusion_matrix(labels, predictions, len(classes))
     calibration = scores.calibration(confidence, predictions == labels)
     wrong = scores.mistakes(labels, predictions, confidence)[:MAX_MISTAKES]
     shown = images[wrong], labels[wrong], predictions[wrong], confidence[wrong]
-    with warnings.catch_warnings(record=True) as missing_glyphs:
-        warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", "Glyph")
+    with warnings.catch_warnings(record=True) as caught:
         plots = {
             "curves": figures.curves(run),
             "confusion": figures.confusion_matrix(counts, classes),
@@ -85,39 +59,30 @@ def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
             "mistakes": figures.mistakes(*shown, classes),
             "filters": figures.filters(trained.model.conv1.weight.detach()),
         }
-    if missing_glyphs:
+    if any("Glyph" in str(warning.message) for warning in caught):
         warn("no font that matplotlib finds has all characters of the class names: the figures show boxes")
-    parameters = count_parameters(trained.model)
-    page = fill_page(run, counts, parameters=parameters, calibration=calibration, plots=plots)
     files = {f"{name}.png": plot.png for name, plot in plots.items()}
-    # A file name that isn't UTF-8 has characters that can't be encoded.
-    files["report.html"] = page.encode(errors="backslashreplace")
+    parameters = count_parameters(trained.model)
+    files["report.html"] = fill_page(run, counts, parameters=parameters, calibration=calibration, plots=plots)
     correct, total = int(counts.trace()), len(labels)
-    return (
-        files,
-        f"{correct:,} of {total:,} test images right ({correct / total:.2%}), epoch {run.best.epoch}",
-    )
+    result = f"{correct:,} of {total:,} test images right ({correct / total:.2%}), epoch {run.best.epoch}"
+    return files, result
 
 
 def main() -> None:
     """Write the report, and print its result. An error before everything is drawn changes no file."""
     parser = Parser("python -m report", "Write report.html, with figures of a run and its results.")
     parser.add_argument("run", metavar="RUN", help="the run's folder, or its best.pt")
-    output_help = "folder for the report (default: the run's folder)"
-    parser.add_argument("--output-dir", metavar="DIR", help=output_help)
+    parser.add_argument("--output-dir", metavar="DIR", help="folder for the report (default: the run's)")
     parser.add_argument("--data-path", metavar="DIR", help=DATA_PATH_HELP)
     args = parser.parse_args()
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not its remarks on fonts
     trained = load_trained(args.run, args.data_path or "")
     print(f"Weights: {trained}", flush=True)
     files, result = make_report(trained)
     folder = Path(args.output_dir or trained.path.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        for name, content in files.items():
-            replace_file(folder / name, content)
-    except OSError as error:
-        raise UserError(f"{error}: name another folder by --output-dir") from None
+    for name, content in files.items():
+        replace_file(folder / name, content)
     print(f"{folder / 'report.html'}: {result}", flush=True)
 
 

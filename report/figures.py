@@ -1,10 +1,10 @@
-"""Draw the figures of a run. Importing this changes no settings of matplotlib."""
+"""Draw the figures of a run. Importing this changes matplotlib's settings."""
 
-import base64
 import io
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,27 +21,20 @@ from runtime.errors import printable
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
 WIDTH, DPI = 5.2, 200  # in inches; on a phone, a point of text is then about one CSS pixel
 MAX_NAME = 12  # characters of a class name in a figure
-# A decorator. "default" undoes the user's own matplotlibrc.
-styled = style.context(["default", Path(__file__).with_suffix(".mplstyle")])
+style.use(["default", Path(__file__).with_suffix(".mplstyle")])  # "default" undoes the user's matplotlibrc
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not its remarks on fonts
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     """A figure as PNG, and as text for those who can't see it."""
 
     png: bytes
     alt: str
 
-    @property
-    def base64(self) -> str:
-        """The PNG in base64."""
-        return base64.b64encode(self.png).decode()
-
 
 def shorten(classes: Sequence[str]) -> list[str]:
     """Make names short enough for a figure, and escape control characters."""
-    names = map(printable, classes)
-    return [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in names]
+    return [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in map(printable, classes)]
 
 
 def to_png(figure: Figure) -> bytes:
@@ -51,7 +44,6 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-@styled
 def curves(run: Run) -> Plot:
     """Draw loss, accuracy and learning rate by epoch, and mark the best epoch."""
     metrics, best = run.metrics, run.best
@@ -86,7 +78,6 @@ def curves(run: Run) -> Plot:
     return Plot(to_png(figure), alt)
 
 
-@styled
 def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     """Draw ``counts``, int64 (N, N), images by label (row) and prediction (column), of N ``classes``."""
     names, size, table = shorten(classes), len(classes), counts.numpy()
@@ -97,10 +88,9 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     # The diagonal has a flat colour of its own: next to 1,000 on one scale, a count of 5 is invisible.
     colors = colormaps["Oranges"].with_extremes(bad="#dfe7ee", under="white")
     axes.imshow(np.where(np.eye(size), np.nan, wrong - 0.5), cmap=colors, vmin=0, vmax=1.2 * most)
-    for label, prediction in np.argwhere(table):
-        color = "white" if wrong[label, prediction] > 0.6 * most else INK
-        count = table[label, prediction]
-        axes.text(prediction, label, count, ha="center", va="center", color=color, fontsize=font)
+    for row, column in np.argwhere(table):
+        color = "white" if wrong[row, column] > 0.6 * most else INK
+        axes.text(column, row, table[row, column], ha="center", va="center", color=color, fontsize=font)
     axes.set(xlabel="prediction", ylabel="label")
     axes.set_xticks(range(size), names, fontsize=font, rotation=90 if max(map(len, names)) > 2 else 0)
     axes.set_yticks(range(size), names, fontsize=font)
@@ -116,7 +106,6 @@ def confusion_matrix(counts: Tensor, classes: Sequence[str]) -> Plot:
     return Plot(to_png(figure), alt)
 
 
-@styled
 def accuracy_by_class(counts: Tensor, classes: Sequence[str]) -> Plot:
     """Draw the accuracy of each of N ``classes`` from ``counts``, a confusion matrix, int64 (N, N)."""
     correct, total = counts.diagonal(), counts.sum(dim=1)
@@ -142,7 +131,6 @@ def accuracy_by_class(counts: Tensor, classes: Sequence[str]) -> Plot:
     return Plot(to_png(figure), f"Accuracy by class: {by_class}.")
 
 
-@styled
 def calibration(bins: scores.Calibration) -> Plot:
     """Draw accuracy against mean confidence, and below it the number of images in each bin."""
     count = len(bins.total)
@@ -165,7 +153,6 @@ def calibration(bins: scores.Calibration) -> Plot:
     return Plot(to_png(figure), alt)
 
 
-@styled
 def mistakes(
     images: Tensor, labels: Tensor, predictions: Tensor, confidence: Tensor, classes: Sequence[str]
 ) -> Plot:
@@ -188,13 +175,10 @@ def mistakes(
         axes.text(left + 13.5, top + 31.5, description, ha="center", va="center", fontsize=font)
     axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     axes.set_axis_off()
-    if not pairs:
-        axes.text(columns * pitch_x / 2, pitch_y / 2, "none", ha="center", va="center")
     described = ", ".join(f"{classes[label]} as {classes[prediction]}" for label, prediction in pairs)
     return Plot(to_png(figure), f"Wrongly predicted images: {described or 'none'}.")
 
 
-@styled
 def filters(weights: Tensor) -> Plot:
     """Draw the ten filters of the first layer, ``weights``, float32 (10, 1, 3, 3), on one scale."""
     most = float(weights.abs().max()) or 1.0

@@ -1,12 +1,8 @@
 """Write the curves of a run for TensorBoard."""
 
-from checkpoint import EpochMetrics, Run
-from runtime.errors import UsageError
+from torch.utils.tensorboard import SummaryWriter
 
-try:
-    from torch.utils.tensorboard import SummaryWriter
-except ImportError as error:
-    raise UsageError(f"argument --tensorboard: pip install tensorboard ({error})") from None
+from checkpoint import EpochMetrics, Run
 
 
 def open_curves(run: Run) -> SummaryWriter:

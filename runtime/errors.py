@@ -71,8 +71,8 @@ def prepare_streams() -> None:
 def end_in_one_line(program: str) -> None:
     """From now on, end ``program`` in one line on stderr where the user can solve the problem.
 
-    These are ``UserError``, ``OSError``, too little memory, Ctrl-C (exit status 130) and SIGTERM (143).
-    Every other exception keeps its traceback. With the environment variable TRACEBACK, all do.
+    These are ``UserError``, ``OSError``, a missing package, too little memory, Ctrl-C (exit status 130) and
+    SIGTERM (143). Every other exception keeps its traceback. With the environment variable TRACEBACK, all do.
     """
 
     def terminate(*_: object) -> NoReturn:
@@ -92,7 +92,7 @@ def end_in_one_line(program: str) -> None:
             message = "not enough memory; in training, try a smaller --batch-size"
         elif isinstance(error, OSError) and error.strerror:
             message = f"{error.filename or 'standard output'}: {error.strerror}"
-        elif not isinstance(error, OSError):
+        elif not isinstance(error, (OSError, ModuleNotFoundError)):
             return sys.__excepthook__(kind, error, traceback)
         if os.environ.get("TRACEBACK"):
             sys.__excepthook__(kind, error, traceback)

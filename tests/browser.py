@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from export import web
+from export.network import write_page
 from trained import load_trained
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
@@ -109,7 +109,7 @@ if __name__ == "__main__":
     view(driver, 1280, 800)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "index.html")
-        path.write_bytes(web.write(load_trained(Path("weights/best.pt")).model))
+        path.write_bytes(write_page(load_trained(Path("weights/best.pt")).model))
         driver.get(path.as_uri())
         draw(driver, DIGITS[3])
         driver.save_screenshot(sys.argv[1])

@@ -31,6 +31,7 @@ ENDINGS = [  # what is raised; how the process ends
         1,
         "program: error: net.h can't be written: No space left",
     ),
+    ("ModuleNotFoundError(\"No module named 'onnx'\")", 1, "program: error: No module named 'onnx'"),
     ("BrokenPipeError(32, 'Broken pipe')", 1, "program: error: standard output: Broken pipe"),
     ("ZeroDivisionError()", 1, None),
 ]

@@ -22,7 +22,7 @@ from checkpoint import EpochMetrics, Run, save_run
 from config import ORIGINAL
 from datasets import load, load_mnist
 from export import __main__ as command
-from export import c_code, c_int8, onnx_file
+from export import c_code, c_int8
 from export.__main__ import FILES
 from model import Net
 from runtime.errors import UsageError, UserError
@@ -86,22 +86,20 @@ def test_wrong_file_is_an_error_and_replaces_nothing(
     if name == "onnx":
         pytest.importorskip("onnx")
         pytest.importorskip("onnxruntime")
-    module: Any = {"onnx": onnx_file, "c": c_code, "c-int8": c_int8}[name]
-    write = module.write
+    write = command.WRITE[name]
 
-    def write_wrong(_: Net, *arguments: object) -> bytes:
+    def write_wrong(_: Net, *arguments: Any) -> bytes:
         wrong = load_trained(WEIGHTS).model
         wrong.conv1.weight.data[0] *= 1.01 if name != "c-int8" else -9
-        content: bytes = write(wrong, *arguments)
-        return content
+        return write(wrong, *arguments)
 
-    monkeypatch.setattr(module, "write", write_wrong)
+    monkeypatch.setitem(command.WRITE, name, write_wrong)
     older = tmp_path / FILES[name]
     older.write_text("older")
     assert export(name, "--output-dir", tmp_path) == 1
     assert [path.read_text() for path in tmp_path.iterdir()] == ["older"]
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"export: error: {older}: not written: it differs from PyTorch: accuracy ")
+    assert line.startswith(f"export: error: {older.name}: not written: it differs from PyTorch: accuracy ")
 
 
 @pytest.mark.usefixtures("short_set")
@@ -121,9 +119,7 @@ def test_header_that_does_not_compile_is_an_error_and_replaces_nothing(
     older.write_text("older")
     assert export(name, "web", "--output-dir", tmp_path) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(
-        rf"export: error: {re.escape(str(older))}: not written: cc fails: .*error: expected .*;", line
-    )
+    assert re.match(rf"export: error: {older.name}: not written: cc fails: .*error: expected .*;", line)
     assert older.read_text() == "older" and (tmp_path / "net.html").exists()
 
 
@@ -143,16 +139,13 @@ def test_files_are_compared_with_pytorch_in_float64(
 
 
 @pytest.mark.usefixtures("short_set")
-def test_folder_that_cannot_be_written_is_named_once_with_the_way_out(
-    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_that_cannot_be_written_is_named_once(export: Export, tmp_path: Path, capsys: Any) -> None:
     """As in a read-only clone; root may write to any folder, so a folder has the name of the file."""
     shutil.copy(WEIGHTS, tmp_path)
     (tmp_path / "net.html").mkdir()
-    with pytest.raises(UserError) as caught:
-        export("web", "--weights", tmp_path)
-    assert str(caught.value).count(str(tmp_path)) == 1
-    assert str(caught.value).endswith("directory: name another folder by --output-dir")
+    assert export("web", "--weights", tmp_path) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"export: error: net.html: not written: {tmp_path / 'net.html'} can't be written")
 
 
 def test_compare_draws_the_line() -> None:
@@ -208,9 +201,9 @@ def folder_without_programs(monkeypatch: pytest.MonkeyPatch, folder: Path) -> No
 @pytest.mark.parametrize(
     ("cause", "reason"),
     [
-        (no_compiler, "no C compiler"),
+        (no_compiler, "No such file or directory: 'cc'"),
         pytest.param(failing_compiler, "cc fails: xcrun: error: invalid active developer", marks=needs_cc),
-        pytest.param(folder_without_programs, "failed to map segment.* set TMPDIR", marks=needs_cc),
+        pytest.param(folder_without_programs, "program.so: failed to map segment", marks=needs_cc),
     ],
 )
 def test_c_that_cannot_be_run_is_written_and_called_unchecked(
@@ -235,7 +228,7 @@ def test_onnx_without_onnxruntime_is_written(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export("onnx", "--output-dir", tmp_path) == 0
     out, err = capsys.readouterr()
-    assert err == "" and "\n    not checked: pip install onnxruntime" in out
+    assert err == "" and re.search("\n    not checked: .*onnxruntime", out)
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
@@ -246,8 +239,7 @@ def test_onnx_without_onnx_is_an_error(
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert export("onnx", "web", "web", "--output-dir", tmp_path) == 1
     out, err = capsys.readouterr()
-    assert err.startswith(f"export: error: {tmp_path / 'net.onnx'}: not written: it needs the package onnx (")
-    assert err.endswith("pip install onnx onnxruntime\n") and err.count("\n") == 1
+    assert re.fullmatch("export: error: net.onnx: not written: .*onnx.*\n", err)
     assert [path.name for path in tmp_path.iterdir()] == ["net.html"] and out.count("net.html") == 1
 
 
@@ -295,7 +287,7 @@ def test_another_data_set_takes_its_own_classes_mean_and_deviation(
 
 
 def test_web_page_is_refused_for_another_data_set(export: Export, things: Path) -> None:
-    with pytest.raises(UsageError, match="web is for MNIST's digits, not for folder"):
+    with pytest.raises(UsageError, match="FORMAT: folder has onnx, c, c-int8, not web"):
         export("web", "--weights", things, "--data-path", things / "pictures")
     assert not (things / "net.html").exists()
 
@@ -303,7 +295,7 @@ def test_web_page_is_refused_for_another_data_set(export: Export, things: Path) 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["c", "pdf"], 2, "argument FORMAT: must be one of onnx, c, c-int8, web, not 'pdf'"),
+        (["c", "pdf"], 2, "argument FORMAT: mnist has onnx, c, c-int8, web, not pdf"),
         (["--weight=x"], 2, "unrecognized arguments: --weight=x"),
         (["--weights", __file__], 1, f"{__file__} is refused"),
         (["--help"], 0, ""),

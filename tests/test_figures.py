@@ -1,4 +1,4 @@
-"""The figures of a report: extreme values are drawn, and matplotlib keeps its settings."""
+"""The figures of a report: extreme values are drawn."""
 
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from report import scores
 
 pytest.importorskip("matplotlib")
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from report import figures
@@ -86,10 +85,3 @@ def test_extreme_epochs_are_drawn(loss: float, accuracy: float) -> None:
     row = EpochMetrics(1, 0.0, loss, accuracy, "test", loss, accuracy, 1.0)
     run = Run(Path("run"), DEFAULT, MNIST, "cpu", {}, [row])
     assert figures.curves(run).png[:4] == b"\x89PNG"
-
-
-def test_matplotlibs_settings_stay_as_they_were() -> None:
-    with matplotlib.rc_context({"lines.linewidth": 7.0}):
-        before = {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}
-        figures.filters(torch.randn(10, 1, 3, 3))
-        assert {name: matplotlib.rcParams[name] for name in before} == before

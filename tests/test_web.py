@@ -16,7 +16,7 @@ from draw_digits import draw_page, pens
 from PIL import Image
 
 from datasets import MNIST, load_mnist
-from export import web
+from export.network import write_page
 from pictures import colors, decode
 from predict import __main__ as command
 from predict.prepare import read_digits
@@ -42,7 +42,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
-    path.write_bytes(web.write(load_trained(WEIGHTS).model))
+    path.write_bytes(write_page(load_trained(WEIGHTS).model))
     return path
 
 
