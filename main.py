@@ -44,13 +44,13 @@ def run_epoch(
     epoch: int,
     train_loader: DeviceLoader,
     eval_loader: DeviceLoader,
-    model: Net,
+    model: torch.nn.Module,
     optimizer: Optimizer,
     scheduler: LRScheduler,
-    ema: Net | None,
+    ema: torch.nn.Module | None,
 ) -> EpochMetrics:
     """Train for one epoch. Then evaluate ``ema``, the running average, or ``model`` if there is none."""
-    device, start = train_loader.images.device, time.perf_counter()
+    device, start = next(model.parameters()).device, time.perf_counter()
     lr = float(scheduler.get_last_lr()[0])
     torch.manual_seed(stream_seed(config.seed, "dropout", epoch))
     train_loss, train_accuracy = train(

@@ -1,11 +1,15 @@
-"""Summarise the rows of a sweep, and plot accuracy."""
+"""Summarise rows of runs, and plot their accuracy."""
 
 import io
 import math
+import shlex
 import sys
 from pathlib import Path
 from statistics import mean, median
 
+import numpy as np
+
+from runtime.errors import UserError
 from runtime.files import replace_file
 
 try:
@@ -15,7 +19,7 @@ except ImportError as error:
     sys.exit(f"error: {error}: pip install matplotlib scipy")
 
 Row = dict[str, str]  # a run; accuracies are in percent, values by epoch are separated by spaces
-Curve = list[tuple[float, float]]  # after each epoch: seconds or the epoch, and accuracy in percent
+Results = dict[str, list[Row]]  # the runs to compare, by the name of what was trained
 NONE = "–"
 
 
@@ -62,36 +66,50 @@ def figures(rows: list[Row], target: float, first: list[Row] | None = None) -> d
         "median seconds to it": f"{median(numbers(rows, 'seconds_to_target')):.1f}",
         "median seconds in all": f"{median(numbers(rows, 'seconds')):.1f}",
     }
-    if any(row["best_on_test"] for row in rows):
-        best = numbers(rows, "best_on_test")
-        deviation = standard_error(best) * math.sqrt(len(best))
-        cells["best.pt on the test set, mean ± sd, %"] = f"{mean(best):.3f} ± {deviation:.3f}"
     return {name: text.replace("nan", NONE) for name, text in cells.items()}
 
 
-def markdown(results: dict[str, list[Row]], target: float) -> str:
-    """Make a table of ``results``, by their flags: highest mean first, and last those with diverged runs."""
-    complete = [flags for flags, rows in results.items() if not any(row["error"] for row in rows)]
-    complete.sort(key=lambda flags: mean(numbers(results[flags], "last")), reverse=True)
-    order = complete + [flags for flags in results if flags not in complete]
-    first = results[order[0]]
-    lines = [{"flags": f"`{flags}`"} | figures(results[flags], target, first) for flags in order]
+def markdown(results: Results, target: float) -> str:
+    """Make a table of ``results``: highest mean first, and last those with diverged runs."""
+    means = {name: mean(numbers(rows, "last")) for name, rows in results.items()}
+    diverged = {name: any(row["error"] for row in rows) for name, rows in results.items()}
+    names = sorted(results, key=lambda name: (diverged[name], -means[name]))
+    lines = [{"": f"`{name}`"} | figures(results[name], target, results[names[0]]) for name in names]
     cells = [lines[0], ["---"] * len(lines[0]), *(line.values() for line in lines)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def plot(curves: dict[str, list[Curve]], xlabel: str, path: Path, xscale: str = "linear") -> None:
-    """Draw to ``path``, a PNG, the mean of the ``curves`` of each name; those of a single name, too."""
+def print_results(results: Results, target: float) -> None:
+    """Print the command, what it ran on, and the figures: a line each, or a table of several names."""
+    rows = [row for group in results.values() for row in group]
+    sources = {f"{row['device']}, torch {row['torch']}, {row['split']} images" for row in rows if row["last"]}
+    print(f"\n`{shlex.join(sys.argv[1:])}`; {' and '.join(sorted(sources))}\n")
+    if len(results) > 1:
+        print(markdown(results, target), flush=True)
+    else:
+        print("\n".join(f"{name:38s}{value}" for name, value in figures(rows, target).items()), flush=True)
+    errors = [f"seed {row['seed']}: {row['error']}" for row in rows if row["error"]]
+    if errors:
+        raise UserError(f"{len(errors)} of {len(rows)} runs diverged, {errors[0]} (all: column error)")
+
+
+def plot(results: Results, path: Path, seconds: bool = False) -> None:
+    """Draw to ``path``, a PNG, mean accuracies by epoch, or over ``seconds``; a single name's runs, too."""
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, runs in curves.items():
-        points = [[mean(column) for column in zip(*epoch, strict=True)] for epoch in zip(*runs, strict=True)]
-        (line,) = axes.plot(*zip(*points, strict=True), label=name)
-        axes.plot(*points[-1], "o", color=line.get_color())  # the end of the schedule
-        for run in runs if len(curves) == 1 else []:
-            axes.plot(*zip(*run, strict=True), color=line.get_color(), linewidth=0.7, alpha=0.4)
-    best = max(y for runs in curves.values() for run in runs for _, y in run)
-    axes.set(xlabel=xlabel, xscale=xscale, ylabel="accuracy, %", ylim=(best - 1.2, best + 0.1))
+    for name, rows in results.items():
+        accuracy, time = (
+            np.array([row[column].split() for row in rows], dtype=float)  # (runs, epochs)
+            for column in ("accuracy_by_epoch", "seconds_by_epoch")
+        )
+        x = time.mean(axis=0) if seconds else np.arange(1, accuracy.shape[1] + 1)
+        (line,) = axes.plot(x, accuracy.mean(axis=0), label=name)
+        axes.plot(x[-1], accuracy[:, -1].mean(), "o", color=line.get_color())  # the end of the schedule
+        if len(results) == 1:
+            axes.plot(x, accuracy.T, color=line.get_color(), linewidth=0.7, alpha=0.4)
+    label, scale = ("seconds of training, with evaluation", "log") if seconds else ("epoch", "linear")
+    best = axes.dataLim.ymax
+    axes.set(xlabel=label, xscale=scale, ylabel="accuracy, %", ylim=(best - 1.2, best + 0.1))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)

@@ -1,6 +1,5 @@
 """The comparison with other networks: what is trained, and the table that it continues."""
 
-import csv
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +13,12 @@ pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from benchmarks import peers
-from benchmarks.summary import Curve
+from benchmarks.summary import Row
+from benchmarks.sweep import make_row
+from checkpoint import EpochMetrics
 from config import ORIGINAL, RECIPES, Config
 from runtime.errors import UserError
+from runtime.tables import read_table
 from utils import DeviceLoader, get_loaders
 
 CPU = torch.device("cpu")
@@ -47,12 +49,13 @@ def test_each_is_trained_and_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.peers.get_loaders", few)
     monkeypatch.setattr("benchmarks.peers.conventional_loaders", lambda device: few(ORIGINAL, CPU))
     config = replace(ORIGINAL, epochs=3, schedule_interval="batch", lr=0.1, div_factor=5)
-    for train in (peers.train_recipe, peers.train_conventional, peers.train_large):
-        monkeypatch.setitem(peers.RUNS, "short", (config, train))
-        curve = peers.run("short", 1, CPU)
-        seconds = [time for time, _ in curve]
-        assert len(curve) == 3 and seconds[0] >= 0 and seconds == sorted(seconds)
-        assert curve[-1][1] > 30  # chance is 10; it reaches 50 to 80
+    for make_parts in (None, peers.conventional, peers.large):
+        monkeypatch.setitem(peers.PEERS, "short", (config, make_parts))
+        row = peers.run("short", 1, "cpu")
+        assert (row["name"], row["seed"]) == ("short", "1") and row["device"].startswith("CPU with ")
+        seconds = [*map(float, row["seconds_by_epoch"].split())]
+        assert len(seconds) == 3 and seconds[0] > 0 and seconds == sorted(seconds)
+        assert float(row["last"]) > 30  # chance is 10; it reaches 50 to 80
 
 
 def start(folder: Path, seeds: int) -> None:
@@ -68,40 +71,43 @@ def test_a_comparison_continues_where_it_was_stopped(
 ) -> None:
     calls: list[tuple[str, int]] = []
 
-    def run(name: str, seed: int, device: str) -> Curve:
+    def run(name: str, seed: int, device: str) -> Row:
         calls.append((name, seed))
         if len(calls) == 12:
             raise KeyboardInterrupt
-        epochs = peers.RUNS[name][0].epochs
-        return [(1.5, 98.0)] * (epochs - 1) + [(3.25, 99.0 + seed / 10)]
+        config = replace(peers.PEERS[name][0], seed=seed)
+        nan = float("nan")
+        metrics = [
+            EpochMetrics(epoch, nan, nan, nan, "test", nan, 99 + seed / 10, 1.5)
+            for epoch in range(1, config.epochs + 1)
+        ]
+        return make_row(name, config, 99.4, metrics, "cpu")
 
     monkeypatch.setattr(peers, "run_in_process", run)
     with pytest.raises(KeyboardInterrupt, match="the same command continues"):
         start(tmp_path, seeds=2)
     start(tmp_path, seeds=2)
-    assert sorted({*calls}) == sorted((name, seed) for name in peers.RUNS for seed in (1, 2))
-    assert len(calls) == 2 * len(peers.RUNS) + 1
-    rows = list(csv.DictReader((tmp_path / "peers.csv").open()))
-    assert len(rows) == 2 * len(peers.RUNS)
+    assert sorted({*calls}) == sorted((name, seed) for name in peers.PEERS for seed in (1, 2))
+    assert len(calls) == 2 * len(peers.PEERS) + 1
+    rows = read_table(tmp_path / "peers.csv", [])
+    assert len(rows) == 2 * len(peers.PEERS)
     for row in rows:
-        epochs = peers.RUNS[row["name"]][0].epochs
-        assert row["seconds"].split() == ["1.50"] * (epochs - 1) + ["3.25"]
+        epochs = peers.PEERS[row["name"]][0].epochs
+        assert row["seconds"] == f"{1.5 * epochs:.2f}"
     assert {row["torch"].partition("+")[0] for row in rows} == {torch.__version__.partition("+")[0]}
-    assert "| default | 99.150 ± 0.071 | 3 |" in capsys.readouterr().out
+    assert "| `default` | 2 | 99.150 | 0.071 |" in capsys.readouterr().out
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
-    assert RECIPES.keys() < peers.RUNS.keys()
+    assert RECIPES.keys() < peers.PEERS.keys()
     start(tmp_path, seeds=1)
-    assert "| default | 99.100 | 3 |" in capsys.readouterr().out
+    assert "| `default` | 1 | 99.100 | – |" in capsys.readouterr().out
     # Rows stay, whether they are asked for or not.
-    monkeypatch.setattr(
-        peers, "RUNS", {"default": peers.RUNS["default"], "new": (ORIGINAL, peers.train_recipe)}
-    )
+    monkeypatch.setattr(peers, "PEERS", {"default": peers.PEERS["default"], "new": (ORIGINAL, None)})
     start(tmp_path, seeds=1)
-    kept = list(csv.DictReader((tmp_path / "peers.csv").open()))
+    kept = read_table(tmp_path / "peers.csv", [])
     assert [row for row in kept if row["name"] != "new"] == rows and len(kept) == len(rows) + 1
     changed = replace(RECIPES["default"], rotation=9.0)  # by a later version
-    monkeypatch.setitem(peers.RUNS, "default", (changed, peers.train_recipe))
-    with pytest.raises(UserError, match=r"peers\.csv has other settings of default"):
+    monkeypatch.setitem(peers.PEERS, "default", (changed, None))
+    with pytest.raises(UserError, match=r"peers\.csv has another target or settings of default"):
         start(tmp_path, seeds=2)
 
 
@@ -130,4 +136,7 @@ def test_each_run_has_a_process_of_its_own(tmp_path: Path) -> None:
 def test_a_mistake_is_one_line() -> None:
     command = [sys.executable, "-m", "benchmarks.peers", "--seeds=0", "--output-dir=x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (2, "peers.py: error: argument --seeds: must be at least 1\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "peers.py: error: arguments --seeds, --runs-per-gpu: must be at least 1\n",
+    )
