@@ -3,6 +3,7 @@
 Each run goes to the end of its schedule, so the reported accuracy is not cherry-picked. See docs/sweep.md.
 """
 
+import csv
 import logging
 import os
 import socket
@@ -26,7 +27,6 @@ from datasets import load
 from main import train_run
 from runtime.errors import DivergedError, UsageError, UserError, end_in_one_line, run_command
 from runtime.files import locked, write_table
-from runtime.tables import read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 Key = tuple[str, int]  # the name and the seed of a run
@@ -69,7 +69,16 @@ def load_table(path: Path, configs: Mapping[str, Config], target: float) -> dict
 
     Their names don't ensure that: a recipe may have changed since. Rows of other names stay in the table.
     """
-    table = {(row["name"], int(row["seed"])): row for row in read_table(path, COLUMNS)}
+    if not path.exists():
+        return {}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        if any(None in (*row, *row.values()) or not row.keys() >= {*COLUMNS} for row in rows):
+            raise ValueError("a row lacks a column, or has too many")
+        table = {(row["name"], int(row["seed"])): row for row in rows}
+    except (csv.Error, ValueError) as error:
+        raise UserError(f"{path} is damaged, or of another version: {error}") from None
     for (name, _), row in table.items():
         settings = " ".join(list_settings(configs.get(name, ORIGINAL)))
         if name in configs and (row["target"], row["settings"]) != (f"{target:g}", settings):

@@ -100,6 +100,8 @@ def list_pictures(folder: Path) -> list[Path]:
     if not paths or any(path.is_dir() for path in paths):
         layout = "CLASS/PICTURE, or train/CLASS/PICTURE and test/CLASS/PICTURE"
         raise UserError(f"{folder} holds {'folders' if paths else 'no pictures'}: --data-path needs {layout}")
+    if others := [path for path in paths if not path.is_file()]:  # a pipe would wait for ever
+        raise UserError(f"{others[0]}: it is not a file; remove it")
     return paths
 
 

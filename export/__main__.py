@@ -33,7 +33,9 @@ def check(name: str, content: bytes, images: Tensor, labels: Tensor, expected: T
             log_probs = onnx_file.run(content, images)
         else:
             log_probs = c_code.run(content, Path(FILES[name]).stem, expected.shape[1], images)
-    except (ImportError, OSError) as error:
+    except ModuleNotFoundError as error:
+        return f"not checked: pip install {error.name}"
+    except OSError as error:
         return f"not checked: it can't be run here ({error})"
     return compare(log_probs, expected, labels, int8=name == "c-int8")
 
@@ -84,8 +86,9 @@ def main() -> int:
             content = WRITE[name](model, dataset)
             result = check(name, content, images, labels, expected)
             replace_file(path, content)
-        except (UserError, OSError, ImportError) as error:
-            print(printable(f"export: error: {path.name}: not written: {error}"), file=sys.stderr)
+        except (UserError, OSError, ModuleNotFoundError) as error:
+            reason = f"pip install {error.name}" if isinstance(error, ModuleNotFoundError) else str(error)
+            print(printable(f"export: error: {path.name}: not written: {reason}"), file=sys.stderr)
             status = 1
         else:
             print(f"{path}: {len(content):,} bytes\n    {result}", flush=True)

@@ -45,7 +45,9 @@ def is_sharp(mask: Mask, away: Floats) -> bool:
     """Tell whether ``away`` (H, W) in [0, 1] changes at once, as at paper's edge, along the outline of ``mask``."""
     picture = Image.fromarray(to_bytes(away))
     near, far = (
-        ImageChops.difference(picture.filter(ImageFilter.MaxFilter(n)), picture.filter(ImageFilter.MinFilter(n)))
+        ImageChops.difference(
+            picture.filter(ImageFilter.MaxFilter(n)), picture.filter(ImageFilter.MinFilter(n))
+        )
         for n in (3, 7)
     )
     step = np.asarray(near.filter(ImageFilter.MaxFilter(3))) / np.maximum(np.asarray(far), 1.0)

@@ -1,6 +1,7 @@
 """Report on a run: ``python -m report RUN``. ``--help`` lists the flags."""
 
 import base64
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def fill_page(run: Run, counts: Tensor, **values: Any) -> bytes:
 
 def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
     """Evaluate a run's best weights. Return the report's files by name, and a line on the result."""
-    from report import figures  # needs matplotlib
+    from matplotlib import style  # which training doesn't need
+
+    from report import figures
 
     run, classes = trained.run, trained.dataset.classes
     if run is None or run.best is None:
@@ -50,7 +53,7 @@ def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
     calibration = scores.calibration(confidence, predictions == labels)
     wrong = scores.mistakes(labels, predictions, confidence)[:MAX_MISTAKES]
     shown = images[wrong], labels[wrong], predictions[wrong], confidence[wrong]
-    with warnings.catch_warnings(record=True) as caught:
+    with style.context([*figures.STYLE]), warnings.catch_warnings(record=True) as caught:
         plots = {
             "curves": figures.curves(run),
             "confusion": figures.confusion_matrix(counts, classes),
@@ -76,6 +79,7 @@ def main() -> None:
     parser.add_argument("--output-dir", metavar="DIR", help="folder for the report (default: the run's)")
     parser.add_argument("--data-path", metavar="DIR", help=DATA_PATH_HELP)
     args = parser.parse_args()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not its remarks on fonts
     trained = load_trained(args.run, args.data_path or "")
     print(f"Weights: {trained}", flush=True)
     files, result = make_report(trained)

@@ -1,14 +1,13 @@
-"""Draw the figures of a run. Importing this changes matplotlib's settings."""
+"""Draw the figures of a run, within matplotlib's ``style.context(STYLE)``."""
 
 import io
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib import colormaps, style
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator
 from torch import Tensor
@@ -21,8 +20,7 @@ from runtime.errors import printable
 BLUE, RED, GREY, INK = "#0072B2", "#D55E00", "#8c8c8c", "#222222"
 WIDTH, DPI = 5.2, 200  # in inches; on a phone, a point of text is then about one CSS pixel
 MAX_NAME = 12  # characters of a class name in a figure
-style.use(["default", Path(__file__).with_suffix(".mplstyle")])  # "default" undoes the user's matplotlibrc
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not its remarks on fonts
+STYLE = "default", Path(__file__).with_suffix(".mplstyle")  # the first undoes the user's own matplotlibrc
 
 
 class Plot(NamedTuple):

@@ -3,6 +3,4 @@
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036  # a later line would fail with an error that names no version
-    sys.exit(
-        f"error: this is Python {sys.version_info[0]}.{sys.version_info[1]}; Python 3.10 or later is needed"
-    )
+    sys.exit(f"error: Python 3.10 or later is needed, not {sys.version_info[0]}.{sys.version_info[1]}")

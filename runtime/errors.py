@@ -92,7 +92,9 @@ def end_in_one_line(program: str) -> None:
             message = "not enough memory; in training, try a smaller --batch-size"
         elif isinstance(error, OSError) and error.strerror:
             message = f"{error.filename or 'standard output'}: {error.strerror}"
-        elif not isinstance(error, (OSError, ModuleNotFoundError)):
+        elif isinstance(error, ModuleNotFoundError):
+            message += f": pip install {error.name}"
+        elif not isinstance(error, OSError):
             return sys.__excepthook__(kind, error, traceback)
         if os.environ.get("TRACEBACK"):
             sys.__excepthook__(kind, error, traceback)

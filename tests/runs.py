@@ -1,5 +1,6 @@
 """Start, stop and compare runs of ``main.py``, in the process of the test."""
 
+import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def call_and_stop(*flags: str, epoch: int = 2) -> str:
         patch.setattr(main, "train", stop)
         call(*flags)
     return str(caught.value)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a CSV file."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file, strict=True))
 
 
 def load(path: Path) -> Any:

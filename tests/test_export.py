@@ -228,7 +228,7 @@ def test_onnx_without_onnxruntime_is_written(
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert export("onnx", "--output-dir", tmp_path) == 0
     out, err = capsys.readouterr()
-    assert err == "" and re.search("\n    not checked: .*onnxruntime", out)
+    assert err == "" and "\n    not checked: pip install onnxruntime" in out
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
 
 
@@ -239,7 +239,7 @@ def test_onnx_without_onnx_is_an_error(
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert export("onnx", "web", "web", "--output-dir", tmp_path) == 1
     out, err = capsys.readouterr()
-    assert re.fullmatch("export: error: net.onnx: not written: .*onnx.*\n", err)
+    assert err == "export: error: net.onnx: not written: pip install onnx\n"
     assert [path.name for path in tmp_path.iterdir()] == ["net.html"] and out.count("net.html") == 1
 
 

@@ -9,7 +9,6 @@ from conftest import ROOT
 
 from runtime.errors import UserError
 from runtime.files import locked, replace_file, write_table
-from runtime.tables import read_table
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the messages are POSIX's")
@@ -57,29 +56,6 @@ def test_replace_file_keeps_the_mode(mode: int, tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "new").stat().st_mode & 0o7777 == 0o640
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        "seed,last\n1,99\n2\n",
-        "seed,last\n1,99,5\n",
-        "seed\n1\n",
-        "these\nare words\n",
-        b"\xff\xfe\x00",
-        'seed,last\n"1,2\n',
-    ],
-)
-def test_a_damaged_or_foreign_table_is_named(content: str | bytes, tmp_path: Path) -> None:
-    path = tmp_path / "table.csv"
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=r"table\.csv is damaged, or"):
-        read_table(path, ["seed", "last"])
-    path.write_text("seed,last,more\n1,99,x\n")
-    rows = read_table(path, ["seed", "last"])
-    assert rows == [{"seed": "1", "last": "99", "more": "x"}]
-    write_table(path, [{"seed": 0, "last": 98}, *rows])  # a new row before one with a column of the user's
-    assert path.read_text() == "seed,last,more\n0,98,\n1,99,x\n"
 
 
 HOLD = """

@@ -255,6 +255,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {  # what is done to a 
     "parts in classes": (put_parts_into_classes, f"cat {LAYOUT}"),
     "pictures in parts": (flatten, "train: it needs 2 class folders or more, not 0"),
     "an empty class": (lambda root: remove(root, "test/dog/*"), "dog holds no pictures: --data-path needs"),
+    "a pipe": (lambda root: os.mkfifo(root / "test" / "cat" / "9.png"), "9.png: it is not a file; remove it"),
     "one class": (lambda root: remove(root, "*/dog"), "train: it needs 2 class folders or more, not 1"),
     "another class": (
         lambda root: shutil.copytree(root / "test" / "cat", root / "test" / "cow"),

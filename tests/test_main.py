@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, Set
 from PIL import Image
-from runs import SHORT, assert_same_run, call, call_and_stop, load, same
+from runs import SHORT, assert_same_run, call, call_and_stop, load, read_table, same
 
 import checkpoint
 import main
@@ -28,7 +28,6 @@ from datasets import MNIST, load_mnist, split_holdout
 from model import Net
 from runtime.errors import UsageError, UserError
 from runtime.files import locked, write_table
-from runtime.tables import read_table
 from trained import load_trained
 from utils import affine
 
@@ -113,7 +112,7 @@ def test_console_output_is_the_originals(
     )
     assert re.fullmatch(expected, out), out
     assert re.search(rf"Epoch=2 Loss={number}{{4}} Batch_id=2 Accuracy={number}\d%: 100%\|█+\| 3/3 \[", err)
-    rows = read_table(folder / "metrics.csv", ["epoch", "split", "eval_accuracy", "eval_loss"])
+    rows = read_table(folder / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["1", "2"]
     for row in rows:
         assert row["split"] == "test"
@@ -320,7 +319,7 @@ def test_best_weights_are_of_an_epoch_that_the_run_still_has(
         patch.setattr(checkpoint, "save_tensors", save_or_die)
         call(*SHORT, "--output-dir", str(folder))
     call("--resume", str(folder))
-    best, rows = load_run(folder / "best.pt").best, read_table(folder / "metrics.csv", ["epoch"])
+    best, rows = load_run(folder / "best.pt").best, read_table(folder / "metrics.csv")
     expected = {"last.pt": ["90", "85", "80"], "best.pt": ["90", "95", "80"]}[killed_before]
     assert [row["eval_accuracy"] for row in rows] == expected
     assert best is not None and str(best.eval_accuracy) == max(expected)
@@ -328,7 +327,7 @@ def test_best_weights_are_of_an_epoch_that_the_run_still_has(
     (folder / "metrics.csv").unlink()
     call("--resume", str(folder))  # finished; but what follows from last.pt is restored
     assert load_run(folder / "best.pt").best == best
-    assert read_table(folder / "metrics.csv", ["epoch"]) == rows
+    assert read_table(folder / "metrics.csv") == rows
 
 
 def test_a_table_that_cannot_be_written_loses_no_epoch(
@@ -349,7 +348,7 @@ def test_a_table_that_cannot_be_written_loses_no_epoch(
     call(*SHORT, "--output-dir", str(tmp_path / "run"))
     line = "warning: metrics.csv can't be written: Permission denied; the next epoch, or --resume, writes it"
     assert capsys.readouterr().err.count(line) == 2
-    assert len(read_table(tmp_path / "run" / "metrics.csv", ["epoch"])) == 3
+    assert len(read_table(tmp_path / "run" / "metrics.csv")) == 3
 
 
 def test_a_run_continues_on_another_device_if_that_is_given(fake: list[float], tmp_path: Path) -> None:

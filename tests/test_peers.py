@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from runs import read_table
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
@@ -18,7 +19,6 @@ from benchmarks.sweep import make_row
 from checkpoint import EpochMetrics
 from config import ORIGINAL, RECIPES, Config
 from runtime.errors import UserError
-from runtime.tables import read_table
 from utils import DeviceLoader, get_loaders
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def test_a_comparison_continues_where_it_was_stopped(
     start(tmp_path, seeds=2)
     assert sorted({*calls}) == sorted((name, seed) for name in peers.PEERS for seed in (1, 2))
     assert len(calls) == 2 * len(peers.PEERS) + 1
-    rows = read_table(tmp_path / "peers.csv", [])
+    rows = read_table(tmp_path / "peers.csv")
     assert len(rows) == 2 * len(peers.PEERS)
     for row in rows:
         epochs = peers.PEERS[row["name"]][0].epochs
@@ -103,7 +103,7 @@ def test_a_comparison_continues_where_it_was_stopped(
     # Rows stay, whether they are asked for or not.
     monkeypatch.setattr(peers, "PEERS", {"default": peers.PEERS["default"], "new": (ORIGINAL, None)})
     start(tmp_path, seeds=1)
-    kept = read_table(tmp_path / "peers.csv", [])
+    kept = read_table(tmp_path / "peers.csv")
     assert [row for row in kept if row["name"] != "new"] == rows and len(kept) == len(rows) + 1
     changed = replace(RECIPES["default"], rotation=9.0)  # by a later version
     monkeypatch.setitem(peers.PEERS, "default", (changed, None))

@@ -27,6 +27,8 @@ from runtime.errors import UsageError, UserError
 
 pytest.importorskip("matplotlib")
 
+import matplotlib
+
 from report import figures
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +82,13 @@ def write_report(*arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["report", *map(str, arguments)])
         command.main()
+
+
+def test_matplotlibs_settings_stay_as_they_were(reported: Path, tmp_path: Path) -> None:
+    with matplotlib.rc_context({"lines.linewidth": 7.0}):
+        before = {name: matplotlib.rcParams[name] for name in matplotlib.rcParams if name != "backend"}
+        write_report(reported, "--output-dir", tmp_path)
+        assert {name: matplotlib.rcParams[name] for name in before} == before
 
 
 def make_test_set(*_: object) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from runs import read_table
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
@@ -25,7 +26,6 @@ from benchmarks.summary import Row
 from config import DEFAULT, ORIGINAL, RECIPES, Config, Options, parse_args
 from main import train_run
 from runtime.errors import DivergedError, UsageError, UserError
-from runtime.tables import read_table
 
 SHORT = "--recipe original --epochs 6 --limit-train-batches 6 --holdout 500 --device cpu".split()  # noqa: SIM905
 SHORTER = [*SHORT, "--epochs", "2", "--limit-train-batches", "3"]
@@ -122,7 +122,7 @@ def weights(folder: Path) -> list[torch.Tensor]:
 
 
 def rows_of(folder: Path) -> list[Row]:
-    return read_table(folder / "sweep.csv", ["name", "seed"])
+    return read_table(folder / "sweep.csv")
 
 
 def check_against_main(folder: Path, flags: list[str], alone: Path, seeds: list[int]) -> None:
@@ -138,9 +138,9 @@ def check_against_main(folder: Path, flags: list[str], alone: Path, seeds: list[
         run = folder / row["name"] / f"seed-{row['seed']}"
         pairs = zip(weights(run), weights(single), strict=True)
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
-        accuracies = [f"{float(line['eval_accuracy']):g}" for line in read_table(single / "metrics.csv", [])]
+        accuracies = [f"{float(line['eval_accuracy']):g}" for line in read_table(single / "metrics.csv")]
         assert row["accuracy_by_epoch"].split() == accuracies and row["last"] == accuracies[-1]
-        seconds = [float(line["seconds"]) for line in read_table(run / "metrics.csv", [])]
+        seconds = [float(line["seconds"]) for line in read_table(run / "metrics.csv")]
         assert [float(text) for text in row["seconds_by_epoch"].split()] == pytest.approx(
             [sum(seconds[:epoch]) for epoch in range(1, len(seconds) + 1)]
         )
