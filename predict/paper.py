@@ -9,10 +9,9 @@ from pictures import Floats, border, distance, round_half_up, to_bytes
 from predict.components import Box, Mask, dilate, label
 
 REDUCED = 64  # pixels of the longer side of a reduced picture
-CUTS = 0.4, 0.3, 0.2
-STRONG = 0.395  # share of the largest distance from the border's colour
+CUTS = 0.4, 0.3, 0.2  # shares of the largest distance from the border's colour
 SMALLEST, LARGEST = 0.1, 0.9  # a sheet's share of the picture
-SOLID = 0.75  # share of a sheet that nothing is written on
+BLANK = 0.75  # share of a sheet that nothing is written on
 CONVEX, RECTANGULAR = 0.93, 0.8  # share of its convex hull, and of the smallest rectangle around it
 SHARP = 0.85  # share of the step across its outline that is within 3×3 pixels
 CONTRAST = 0.2  # of sheet and rest, as a share of the way from black to white
@@ -31,10 +30,8 @@ def is_rectangular(mask: Mask) -> bool:
     """Tell whether ``mask`` (H, W) fills its convex hull, and the smallest rectangle around it."""
     y, x = np.indices(mask.shape)
     along = np.multiply.outer(np.cos(ANGLES), x) + np.multiply.outer(np.sin(ANGLES), y)
-    low, high = (
-        along.min(axis=(1, 2), where=mask, initial=np.inf),
-        along.max(axis=(1, 2), where=mask, initial=-np.inf),
-    )
+    inside = along[:, mask]
+    low, high = inside.min(axis=1), inside.max(axis=1)
     lengths = high - low + 1
     rectangle = (lengths * np.roll(lengths, len(lengths) // 2)).min()
     hull = ((along >= low[:, None, None]) & (along <= high[:, None, None])).all(axis=0)
@@ -42,14 +39,13 @@ def is_rectangular(mask: Mask) -> bool:
 
 
 def is_sharp(mask: Mask, away: Floats) -> bool:
-    """Tell whether ``away`` (H, W) in [0, 1] changes at once, as at paper's edge, along the outline of ``mask``."""
+    """Tell whether ``away`` (H, W) in [0, 1] changes at once along the outline of ``mask``, as at an edge."""
     picture = Image.fromarray(to_bytes(away))
-    near, far = (
-        ImageChops.difference(
-            picture.filter(ImageFilter.MaxFilter(n)), picture.filter(ImageFilter.MinFilter(n))
-        )
-        for n in (3, 7)
+    high, low = (
+        [picture.filter(kind(side)) for side in (3, 7)]
+        for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter)
     )
+    near, far = map(ImageChops.difference, high, low)
     step = np.asarray(near.filter(ImageFilter.MaxFilter(3))) / np.maximum(np.asarray(far), 1.0)
     return bool(np.median(step[mask & dilate(~mask, 1)]) >= SHARP)
 
@@ -62,14 +58,14 @@ def is_written_on(mask: Mask, rgb: Floats) -> bool:
 
 
 def find_sheets(mask: Mask, away: Floats, rgb: Floats) -> Iterator[Mask]:
-    """Yield the components of ``mask`` (H, W), with their holes filled, that look like paper in ``rgb``."""
+    """Yield the components of ``mask`` (H, W) that look like paper in ``rgb``, with their holes filled."""
     labels = label(mask)
     areas = np.bincount(labels.ravel())
-    for number in np.flatnonzero(areas[1:] >= SOLID * SMALLEST * labels.size) + 1:
+    for number in np.flatnonzero(areas[1:] >= BLANK * SMALLEST * labels.size) + 1:
         others = label(labels != number)  # those that don't touch the border are on the sheet
         sheet = ~np.isin(others, np.setdiff1d(border(others), 0))
         if (
-            areas[number] >= SOLID * sheet.sum()
+            areas[number] >= BLANK * sheet.sum()
             and SMALLEST <= sheet.mean() <= LARGEST
             and is_rectangular(sheet)
             and is_sharp(sheet, away)
@@ -78,31 +74,21 @@ def find_sheets(mask: Mask, away: Floats, rgb: Floats) -> Iterator[Mask]:
             yield sheet
 
 
-def find_sheet(rgb: Floats) -> Mask | None:
-    """Return where in ``rgb`` (H, W, 3) the only sheet is, as (H, W), or None."""
-    if min(rgb.shape[:2]) < REDUCED:
-        return None
-    small = shrink(rgb)
-    away = distance(small, np.median(border(small), axis=0))
-    for cut in CUTS:
-        strong = away >= cut * away.max()
-        sheets = [sheet for mask in (strong, ~strong) for sheet in find_sheets(mask, away, small)]
-        if sheets:
-            break
-    if len(sheets) != 1:
-        return None
-    inside = Image.fromarray(~dilate(~sheets[0], 1))  # without its edge
-    return np.asarray(inside.resize(rgb.shape[1::-1], Image.Resampling.NEAREST))
-
-
 def crop_to_sheet(rgb: Floats) -> tuple[Floats, Mask, Box]:
-    """Crop ``rgb`` (H, W, 3) to the sheet in it, if there is one, and give what is beyond it its colour.
+    """Crop ``rgb`` (H, W, 3) to the only sheet in it, and give what is beyond it its colour.
 
-    Returns the colours of the sheet, where in them the sheet is, (H', W'), and their box in ``rgb``.
+    Returns the colours of the sheet, where in them the sheet is, (H', W'), and their box in ``rgb``. Without
+    a sheet, or with several, it is the whole picture.
     """
-    sheet = find_sheet(rgb)
-    if sheet is None:
+    small, sheets = shrink(rgb), list[Mask]()
+    away = distance(small, np.median(border(small), axis=0))
+    for cut in CUTS if min(rgb.shape[:2]) >= REDUCED else ():
+        strong = away >= cut * away.max()
+        sheets = sheets or [sheet for mask in (strong, ~strong) for sheet in find_sheets(mask, away, small)]
+    if len(sheets) != 1:
         return rgb, np.ones(rgb.shape[:2], dtype=np.bool_), Box(0, 0, *rgb.shape[1::-1])
+    inside = Image.fromarray(~dilate(~sheets[0], 1))  # without its edge
+    sheet = np.asarray(inside.resize(rgb.shape[1::-1], Image.Resampling.NEAREST))
     columns, rows = np.flatnonzero(sheet.any(axis=0)).tolist(), np.flatnonzero(sheet.any(axis=1)).tolist()
     box = Box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     part = slice(box.top, box.bottom), slice(box.left, box.right)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from pictures import SIDE, Bytes, Floats, round_half_up, to_bytes
 from predict.components import Box
@@ -10,6 +11,7 @@ from predict.ink import find_ink
 from predict.paper import crop_to_sheet
 from predict.segment import STRONG, find_digits
 
+ENLARGE = 4  # times, a picture smaller than MNIST's
 SPECKS = 0.01  # share of the strong ink that may be outside the digit's box, on each side
 VISIBLE = 0.1  # ink that counts for the strength of a stroke
 TIE = 1e-6  # pixels; more than the rounding errors of float64 in step 12
@@ -63,17 +65,18 @@ def centre(ink: Floats) -> Bytes:
 
 
 def read_digits(rgb: Floats, scale: float = 1) -> list[list[Digit]]:
-    """Return the digits in ``rgb`` (H, W, 3) in [0, 1], line by line: steps 4 to 12.
+    """Return the digits in ``rgb`` (H, W, 3) in [0, 1], line by line: steps 4 to 11.
 
     The file's picture has ``scale`` times as many pixels on each side.
     """
-    paper, sheet, box = crop_to_sheet(rgb)
-    ink = find_ink(paper, sheet)
-    enlarged = ink.shape[0] / paper.shape[0]  # more than 1 if a small picture was enlarged
+    if max(rgb.shape[:2]) < SIDE:
+        enlarged = ImageOps.scale(Image.fromarray(to_bytes(rgb)), ENLARGE, Image.Resampling.BICUBIC)
+        rgb, scale = np.asarray(enlarged) / 255, scale / ENLARGE
+    paper, sheet, origin = crop_to_sheet(rgb)
 
-    def read(outer: Box, part: Floats) -> Digit:
-        left, top, right, bottom = inner = crop(part)
-        corners = (scale * (box[i % 2] + (outer[i % 2] + side) / enlarged) for i, side in enumerate(inner))
-        return Digit(Box(*map(round_half_up, corners)), centre(part[top:bottom, left:right]))
+    def read(outer: Box, ink: Floats) -> Digit:
+        left, top, right, bottom = inner = crop(ink)
+        corners = (scale * (origin[i % 2] + outer[i % 2] + side) for i, side in enumerate(inner))
+        return Digit(Box(*map(round_half_up, corners)), centre(ink[top:bottom, left:right]))
 
-    return [[read(outer, part) for outer, part in line] for line in find_digits(ink)]
+    return [[read(*digit) for digit in line] for line in find_digits(find_ink(paper, sheet))]
