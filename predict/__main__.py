@@ -30,7 +30,6 @@ from trained import Trained, load_trained
 # second, as a blot does, or if another digit of the number is taller by more than the third, a factor.
 # So is one alone in its line beside other lines: on a photo, it is often a stroke of something else.
 UNSURE, SOLID, UNEVEN = 0.88, 0.65, 1.8
-MANY = 20  # pictures; from here on, there is a progress bar
 HEIGHT, CELL, LINE = 448, 4 * SIDE, 14  # pixels: --save's picture, an enlarged image, the text below
 
 
@@ -70,14 +69,12 @@ def as_line(file: str, answer: Answer, digits: list[Answer]) -> str:
 def expand(name: str) -> list[str]:
     """Return the pictures in the folder ``name``, sorted; [``name``] if it is a file or has none."""
     extensions = Image.registered_extensions()  # first, as it fills Image.OPEN
-    formats = Image.OPEN.keys() - {"BUFR", "GRIB", "HDF5", "MPEG"}  # Pillow only recognises these
-    suffixes = {suffix for suffix, format in extensions.items() if format in formats}
-    suffixes |= {".mpo", ".heic", ".heif"}
+    suffixes = {suffix for suffix, format in extensions.items() if format in Image.OPEN} | {".heic", ".heif"}
     try:
         files = [path for path in Path(name).iterdir() if path.suffix.lower() in suffixes]
     except OSError:  # no folder, or one that can't be read, as read_image will say
         return [name]
-    return sorted(str(path) for path in files if not path.name.startswith(".")) or [name]
+    return sorted(str(path) for path in files if path.name[0] != ".") or [name]
 
 
 def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Digit]]]:
@@ -87,7 +84,7 @@ def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Di
     - If the data set is not like digits, the whole picture is the only "digit".
     """
     if Path(name).is_dir():
-        os.scandir(name).close()  # raises if the folder can't be read
+        os.listdir(name)  # raises if the folder can't be read
         raise UserError("there is no picture in this folder")
     with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
         rgb, scale = read(file, LONGEST_SIDE if dataset.digit_like else ENOUGH)
@@ -139,11 +136,10 @@ def draw_overview(rgb: Floats, scale: float, digits: list[Digit], answers: list[
     The boxes are in pixels of the file's picture, which has ``scale`` times as many on each side. The answer
     is above each digit's box and below its image.
     """
-    zoom = HEIGHT / max(rgb.shape[:2])
-    width, height = (max(1, round_half_up(side * zoom)) for side in rgb.shape[1::-1])
-    rows = HEIGHT // (CELL + LINE)
+    picture = Image.fromarray(to_bytes(rgb))
+    rows, zoom = HEIGHT // (CELL + LINE), HEIGHT / max(picture.size)
     sheet = Image.new("RGB", (HEIGHT + math.ceil(len(digits) / rows) * (CELL + 4), HEIGHT), (90, 90, 90))
-    sheet.paste(Image.fromarray(to_bytes(rgb)).resize((width, height)))
+    sheet.paste(picture.resize([max(1, round_half_up(side * zoom)) for side in picture.size]))
     pen, red = ImageDraw.Draw(sheet), (220, 30, 60)
     for i, (digit, answer) in enumerate(zip(digits, answers, strict=True)):
         text = str(answer).encode("ascii", "backslashreplace").decode()  # Pillow's font has few letters
@@ -167,10 +163,9 @@ def answer_all(images: list[str], weights: str = "", as_json: bool = False, save
         save.mkdir(parents=True, exist_ok=True)
         if any(save.iterdir()):  # perhaps pictures, which must not be overwritten
             raise UsageError(f"argument --save: {save} is not empty: name a new folder")
-    files, answered = [file for name in images for file in expand(name)], 0
-    bar = tqdm(files, unit=" pictures", leave=False, disable=None if len(files) >= MANY else True)
+    files, entries = [file for name in images for file in expand(name)], []
     try:
-        for number, file in enumerate(bar, 1):
+        for number, file in enumerate(tqdm(files, leave=False, disable=None), 1):  # a bar on a terminal only
             try:
                 rgb, scale, lines = read_image(file, trained.dataset)
             except (OSError, UserError) as error:
@@ -178,38 +173,32 @@ def answer_all(images: list[str], weights: str = "", as_json: bool = False, save
                 tqdm.write(printable(f"predict: error: {file}: {reason}"), file=sys.stderr)
                 continue
             answer, digits = predict(trained, lines)
-            answered += 1
-            if as_json:
-                entry = {"file": file, **asdict(answer), "digits": list(map(asdict, digits))}
-                text = ("[" if answered == 1 else ",") + json.dumps([entry], indent=2)[1:-2]
-            else:
-                text = as_line(file, answer, digits) + "\n"
-            tqdm.write(text, end="")
-            sys.stdout.flush()
+            entries.append({"file": file, **asdict(answer), "digits": list(map(asdict, digits))})
+            if not as_json:
+                tqdm.write(as_line(file, answer, digits))
+                sys.stdout.flush()
             if save is not None:
                 sheet = save / f"{number}-{Path(file).stem[:50]}.png"
                 replace_file(sheet, draw_overview(rgb, scale, list(chain(*lines)), digits))
-    finally:  # an error or Ctrl-C must not leave half an array
+    finally:  # after an error or Ctrl-C, too
         if as_json:
-            print("\n]" if answered else "[]", flush=True)
-    return 0 if answered == len(files) else 1
+            print(json.dumps(entries, indent=2), flush=True)
+    return 0 if len(entries) == len(files) else 1
 
 
 def main() -> int:
     """Read the command line, and answer it; return the exit status."""
     parser = Parser("python -m predict", "Predict each picture's class: a digit, with the included weights.")
-    images_help = (
-        "picture of a digit, a number or a thing, in any size, colours and format that Pillow opens; "
-    )
-    images_help += "or a folder of pictures; -: standard input"
-    json_help = "print a JSON array, one object for each picture that can be read"
-    save_help = "new or empty folder for a PNG of each picture: what the network was shown, and its answers"
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=images_help)
-    parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
-    parser.add_argument("--json", action="store_true", help=json_help)
-    parser.add_argument("--save", metavar="DIR", help=save_help)
+    help = "picture of a digit, a number or a thing, in any size, colours and format that Pillow opens; "
+    help += "or a folder of pictures; -: standard input"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=help)
+    parser.add_argument("--weights", metavar="FILE", default="", help=WEIGHTS_HELP)
+    help = "print a JSON array, one object for each picture that can be read"
+    parser.add_argument("--json", action="store_true", help=help)
+    help = "new or empty folder for a PNG of each picture: what the network was shown, and its answers"
+    parser.add_argument("--save", metavar="DIR", help=help)
     args = parser.parse_args()
-    return answer_all(args.images, args.weights or "", args.json, Path(args.save) if args.save else None)
+    return answer_all(args.images, args.weights, args.json, Path(args.save) if args.save else None)
 
 
 if __name__ == "__main__":

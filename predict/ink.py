@@ -13,7 +13,7 @@ from runtime.errors import UserError
 MIN_CONTRAST = 0.1  # of the way from black to white
 STRONG = 0.395  # share of the strongest ink: a stroke
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
-UNEVEN, FRAMED = 0.3, 0.9  # the light is uneven if more of the border than the first is ink; a frame
+UNEVEN, FRAMED = 0.3, 0.9  # share of the border that isn't paper: the light is uneven; strong: a frame
 WINDOW = 21  # pixels of a reduced picture: the window of the median
 STRIP, WITHIN = 0.1, 0.8  # width of the strip along the edge, as a share of the shorter side; share in it
 THINNER = 0.45  # a component at the edge is a scrap if it is so much thinner than the others
@@ -77,8 +77,8 @@ def find_ink(rgb: Floats, sheet: Mask) -> Floats:
     ink = distance(rgb, np.median(border(rgb), axis=0))
     if (ink >= STRONG * ink.max()).mean() > 0.5:
         ink = distance(rgb, np.median(rgb, axis=(0, 1)))
-    outer = border(ink) / max(ink.max(), MIN_CONTRAST)
-    uneven = (outer > LOW).mean() > UNEVEN and (outer >= STRONG).mean() < FRAMED
+    outer = border(ink)
+    uneven = (outer > LOW * ink.max()).mean() > UNEVEN and (outer >= STRONG * ink.max()).mean() < FRAMED
     if (uneven or not sheet.all()) and min(ink.shape) >= REDUCED:
         ink = distance(rgb, local_background(rgb))
     if not ink.max() >= MIN_CONTRAST:

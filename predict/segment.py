@@ -7,13 +7,10 @@ from predict.components import Box, Integers, Mask, dilate, label, measure
 from predict.ink import MOST, erase
 
 STRONG = 0.35  # ink that belongs to a component
-SEVERAL = 28  # pixels on the longer side: smaller ink, enlarged or not, is one digit
 BRIDGED = 0.04  # gap in a stroke that is bridged on each side, as a share of the typical height
 SPECK = 0.15  # smallest piece, as a share of the typical height
 SHORTEST, TALLEST = 0.5, 2.0  # a digit's height, as a multiple of the typical height
-FAINT = 0.2  # a digit's smallest number of pixels, as a share of the mean
-BESIDE = 0.6  # share of the taller digit's rows that the other of two digits must have, too
-SMALL, BESIDE_SMALL = 40, 0.85  # that share for ink below so many pixels
+BESIDE = 0.75  # share of the taller digit's rows that the other of two digits must have, too
 
 
 def overlap(a: Box, b: Box, axis: int) -> tuple[int, int]:
@@ -38,7 +35,7 @@ def find_pieces(strong: Mask) -> Integers:
     Close components are one piece, and so are stacked ones. If there is one digit only, all is one piece.
     """
     boxes, _, height = measure(label(strong))
-    if max(strong.shape) < SEVERAL or len(boxes) < 2:
+    if len(boxes) < 2:
         return strong.astype(np.int64)
     labels = label(dilate(strong, max(1, round_half_up(BRIDGED * height)))) * strong
     boxes, _, height = measure(labels)
@@ -63,12 +60,11 @@ def find_digits(ink: Floats) -> list[list[tuple[Box, Floats]]]:
     If there are fewer than two, the only box is the whole picture.
     """
     labels = find_pieces(ink >= STRONG)
-    boxes, areas, height = measure(labels)
+    boxes, _, height = measure(labels)
     heights = boxes[:, 3] - boxes[:, 1]
-    fits = (heights >= SHORTEST * height) & (heights <= TALLEST * height) & (areas >= FAINT * areas.mean())
+    fits = (heights >= SHORTEST * height) & (heights <= TALLEST * height)
     tops, bottoms = boxes[fits, 1], boxes[fits, 3]
-    beside = BESIDE_SMALL if max(ink.shape) < SMALL else BESIDE
-    broken = len(tops) == 2 and bottoms.min() - tops.max() < beside * (bottoms - tops).max()
+    broken = len(tops) == 2 and bottoms.min() - tops.max() < BESIDE * (bottoms - tops).max()
     if broken or len(tops) < 2:
         return [[(Box(0, 0, ink.shape[1], ink.shape[0]), ink)]]
     lines: list[list[tuple[Box, Floats]]] = []

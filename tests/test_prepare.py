@@ -20,7 +20,6 @@ from PIL import Image, ImageOps
 from datasets import MNIST, load_mnist
 from model import Net
 from pictures import Floats, colors, decode, read
-from predict.ink import find_ink
 from predict.prepare import centre, crop, read_digits, resampling
 from runtime.errors import UserError
 from trained import load_trained
@@ -360,16 +359,17 @@ def test_enlarging_is_linear(n: int, m: int) -> None:
     assert np.allclose(resampling(n, m) @ values, expected[0, 0].numpy())
 
 
-def test_small_pictures_are_enlarged() -> None:
-    ink = np.zeros((9, 27))
-    ink[1:-1, 1:-1] = np.random.default_rng(5).random((7, 25))
-    tensor = torch.from_numpy(ink)[None, None]
-    by_torch = F.interpolate(tensor, scale_factor=4, mode="bicubic", antialias=True)[0, 0].numpy()
-    for values, expected in ((ink, by_torch), (np.pad(ink, ((0, 0), (0, 1))), np.pad(ink, ((0, 0), (0, 1))))):
-        cut = np.clip((expected / expected.max() - 0.15) / 0.7, 0, 1)
-        assert np.allclose(
-            find_ink(np.repeat(1 - values[:, :, None], 3, axis=2), np.ones_like(values) > 0), cut, atol=1e-4
+def test_small_pictures_are_enlarged(ten: Bytes) -> None:
+    """Fourfold, as by PyTorch, and their boxes are in pixels of the file."""
+    for digit in ten:
+        small = torch.from_numpy(255 - digit[1:, 1:])[None, None].float()
+        large = F.interpolate(small, scale_factor=4, mode="bicubic", antialias=True).clamp(0, 255).round()
+        (found,), (expected,) = (
+            read_digits(each[0, 0, :, :, None].expand(-1, -1, 3).double().numpy() / 255, scale)[0]
+            for each, scale in ((small, 4), (large, 1))
         )
+        assert found.box == expected.box
+        assert np.abs(found.image.astype(int) - expected.image).max() <= 8  # a grey level more or less is scaled, too
 
 
 def png_of(width: int, height: int) -> bytes:
