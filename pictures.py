@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from runtime.errors import UserError
 
@@ -28,9 +28,6 @@ DAMAGE = (
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
     *(RuntimeError, MemoryError, struct.error, zlib.error),
 )
-# How a picture becomes upright, by its EXIF orientation.
-TURNS = "FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE"
-UPRIGHT = {orientation: Image.Transpose[turn] for orientation, turn in enumerate((*TURNS, "ROTATE_90"), 2)}
 
 
 def round_half_up(value: float) -> int:
@@ -95,12 +92,8 @@ def read(file: BinaryIO, enough: int = LONGEST_SIDE) -> tuple[Floats, float]:
 def decode(picture: Image.Image) -> Image.Image:
     """Return ``picture`` upright, as its EXIF tag says, in the mode RGB or RGBA, or a grey one as it is."""
     picture.load()  # a TIFF is turned by Pillow here, which also drops its tag
-    # ImageOps.exif_transpose does the same, but fails if another EXIF tag is damaged.
-    orientation = 1
-    with contextlib.suppress(*DAMAGE):
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    if orientation in UPRIGHT:
-        picture = picture.transpose(UPRIGHT[orientation])
+    with contextlib.suppress(*DAMAGE):  # of another EXIF tag, once the picture is upright
+        ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith(("I", "F")):  # more than 8 bits
         return picture
     return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
@@ -109,7 +102,7 @@ def decode(picture: Image.Image) -> Image.Image:
 def colors(picture: Image.Image) -> Floats:
     """Return the colours of a decoded ``picture``, RGB (H, W, 3) in [0, 1], with at most 1,000 pixels a side.
 
-    Steps 1 to 3 in docs/predict.md: a transparent picture is laid on black or white.
+    Step 1 in docs/predict.md. A transparent picture is laid on black or white.
     """
     low, high = 0.0, 255.0
     if picture.mode.startswith("I;16"):

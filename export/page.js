@@ -2,7 +2,7 @@
 
 // ---- The network -------------------------------------------------------------------------------
 
-// MEAN, STD, LAYERS and NUMBERS, float32 in base64, stand in the page; export/web.py says what they are.
+// MEAN, STD, LAYERS and NUMBERS, float32 in base64, stand in the page; export/network.py says what they are.
 const numbers = new Float32Array(Uint8Array.from(atob(NUMBERS), (c) => c.charCodeAt(0)).buffer);
 
 /** Convolve maps (inputs, side, side) with kernels (outputs, inputs, size, size), zeros around. */
@@ -58,26 +58,12 @@ function network(picture) {
   return maps.map((value) => value - log);
 }
 
-// ---- The picture: those steps of docs/predict.md that a drawing needs. It is all paper, evenly lit and not small,
-// so it has no sheet to find (step 4), no background that varies (5), and nothing to enlarge (6).
+// ---- The picture: those steps of docs/predict.md that a drawing needs, which is white on black and nothing else.
 
 const largest = (values) => values.reduce((a, b) => Math.max(a, b), 0);
 const sum = (values) => values.reduce((a, b) => a + b, 0);
 const clip = (value, low, high) => Math.min(Math.max(value, low), high);
 const round = (value) => Math.floor(value + 0.5);
-
-function median(values) {
-  const sorted = Float64Array.from(values).sort(), n = sorted.length;
-  return (sorted[(n - 1) >> 1] + sorted[n >> 1]) / 2;
-}
-
-/** Return the outermost of side × side values, each once. */
-function border(values, side) {
-  const found = [];
-  for (let i = 0; i < side; i++) found.push(values[i], values[side * (side - 1) + i]);
-  for (let y = 1; y < side - 1; y++) found.push(values[y * side], values[y * side + side - 1]);
-  return found;
-}
 
 /** Number the 8-connected components of mask (side × side) from 1, in the order of their first pixels. */
 function label(mask, side) {
@@ -123,37 +109,10 @@ function dilate(mask, side, reach) {
   return along(along(Uint8Array.from(mask), side, (i) => Math.floor(i / side)), 1, (i) => i % side);
 }
 
-/** Set ink to 0 within reach pixels of others, except where own is true. */
-function erase(ink, side, others, own, reach = 1) {
-  const erased = dilate(others, side, reach);
+/** Set ink to 0 within a pixel of others, except where own is true. */
+function erase(ink, side, others, own) {
+  const erased = dilate(others, side, 1);
   return ink.map((value, i) => (erased[i] && !own[i] ? 0 : value));
-}
-
-/** Return ink without scraps and frames, which are no digits (step 7). */
-function dropScraps(ink, side) {
-  const cut = 0.395 * largest(ink), labels = label(ink.map((value) => value >= cut), side), strip = Math.ceil(0.1 * side);
-  const pieces = measure(labels, side), inner = new Float64Array(pieces.length + 1);
-  const touching = new Set(border(labels, side));
-  for (let y = strip; y < side - strip; y++) for (let x = strip; x < side - strip; x++) inner[labels[y * side + x]]++;
-  const heaviest = largest(pieces.map(({ area }, i) => (touching.has(i + 1) ? 0 : area)));
-  const isScrap = pieces.map(({ area }, i) => touching.has(i + 1)
-    && (area - inner[i + 1] >= 0.8 * area || area < 0.3 * heaviest));
-  const height = typicalHeight(pieces);
-  const inside = pieces.filter((piece, i) => !isScrap[i] && 4 * tall(piece) >= height);
-  for (const piece of inside.length <= 100 ? inside : []) {  // what is on all four sides of it is a frame
-    const x = (piece.left + piece.right) >> 1, y = (piece.top + piece.bottom) >> 1;
-    const row = labels.slice(y * side, (y + 1) * side), column = Array.from(row, (_, i) => labels[i * side + x]);
-    const sides = [row.slice(0, x), row.slice(x), column.slice(0, y), column.slice(y)].map((part) => new Set(part));
-    for (const number of sides[0]) {
-      if (!number || !sides.every((part) => part.has(number))) continue;
-      const outer = pieces[number - 1], high = tall(outer);
-      const thin = outer.area <= 0.12 * high * (outer.right - outer.left + high);
-      if (thin && high > tall(piece) && high <= 4 * tall(piece)) isScrap[number - 1] = true;
-    }
-  }
-  if (isScrap.every(Boolean) || !isScrap.some(Boolean)) return ink;
-  const scrap = labels.map((number) => number && isScrap[number - 1]);
-  return erase(ink, side, scrap, labels.map((number, i) => number && !scrap[i]), 1 + Math.floor(0.01 * side));
 }
 
 const tall = ({ top, bottom }) => bottom - top;
@@ -174,11 +133,11 @@ function stacked(a, b, height) {
 
 const shared = (a, b) => Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
 
-/** Return the digits in ink, from left to right, line by line: each as { left, top, right, bottom, ink } (step 9). */
+/** Return the digits in ink, from left to right, line by line: each as { left, top, right, bottom, ink } (step 5). */
 function findDigits(ink, side) {
   const whole = [[{ left: 0, top: 0, right: side, bottom: side, ink }]];
   const strong = ink.map((value) => value >= 0.35), components = measure(label(strong, side), side);
-  if (side < 28 || components.length < 2) return whole;
+  if (components.length < 2) return whole;
   const reach = Math.max(1, round(0.04 * typicalHeight(components)));
   const labels = label(dilate(strong, side, reach), side).map((number, i) => number * strong[i]);
   let pieces = measure(labels, side), height = typicalHeight(pieces);
@@ -198,11 +157,9 @@ function findDigits(ink, side) {
     joined.push(piece);
   }
   height = typicalHeight(joined);
-  const least = 0.2 * sum(joined.map(({ area }) => area)) / joined.length;
-  const digits = joined.filter((p) => 0.5 * height <= tall(p) && tall(p) <= 2 * height && p.area >= least);
+  const digits = joined.filter((p) => 0.5 * height <= tall(p) && tall(p) <= 2 * height);
   if (digits.length < 2) return whole;
-  const beside = side < 40 ? 0.85 : 0.6;
-  if (digits.length === 2 && shared(...digits) < beside * Math.max(...digits.map(tall))) return whole;
+  if (digits.length === 2 && shared(...digits) < 0.75 * Math.max(...digits.map(tall))) return whole;
 
   const lines = [];
   for (const piece of digits.sort((a, b) => a.left - b.left)) {
@@ -222,7 +179,7 @@ function dot(a, b) {
   return total;
 }
 
-/** Return the first and the last index of what holds sums, but for 1 % of their total at either end (step 10). */
+/** Return the first and the last index of what holds sums, but for 1 % of their total at either end (step 6). */
 function span(sums) {
   const least = 0.01 * sum(sums);
   let first = 0, last = sums.length - 1;
@@ -231,7 +188,7 @@ function span(sums) {
   return [first, last];
 }
 
-/** Return the m rows, of n numbers each, of the matrix that resamples n values to m (step 11). */
+/** Return the m rows, of n numbers each, of the matrix that resamples n values to m (step 7). */
 function resampling(n, m) {
   const each = n / m;
   return Array.from({ length: m }, (_, i) => Float64Array.from({ length: n }, (_, j) => m < n
@@ -246,20 +203,20 @@ function centre({ left, top, right, bottom, ink }, side) {
     const value = ink[(top + y) * side + left + x];
     if (value >= 0.35) across[x] += value, down[y] += value;
   }));
-  const [x1, x2] = span(across), [y1, y2] = span(down), h = y2 - y1 + 1, w = x2 - x1 + 1;            // step 10
-  const [height, width] = [h, w].map((length) => Math.max(1, round(20 * length / Math.max(h, w))));  // 11
+  const [x1, x2] = span(across), [y1, y2] = span(down), h = y2 - y1 + 1, w = x2 - x1 + 1;            // step 6
+  const [height, width] = [h, w].map((length) => Math.max(1, round(20 * length / Math.max(h, w))));  // 7
   const toRows = resampling(h, height), toColumns = resampling(w, width), start = (top + y1) * side + left + x1;
   const rows = Array.from({ length: h }, (_, y) => ink.subarray(start + y * side, start + y * side + w));
   const columns = toColumns.map((weights) => rows.map((row) => dot(weights, row)));
   let digit = toRows.map((weights) => columns.map((column) => dot(weights, column)));
 
-  const peak = largest(digit.flat());                                                                // 11
+  const peak = largest(digit.flat());                                                                // 7
   digit = digit.map((row) => row.map((value) => value / peak));
   const visible = Float64Array.from(digit.flat().filter((value) => value > 0.1)).sort();
   const stroke = visible[Math.floor(3 * visible.length / 4)];
   digit = digit.map((row) => row.map((value) => Math.min(value / stroke, 1)));
 
-  const masses = digit.map(sum), mass = sum(masses);                                                 // 12
+  const masses = digit.map(sum), mass = sum(masses);                                                 // 8
   const cy = sum(masses.map((m, y) => m * y)) / mass;
   const cx = sum(digit.map((row) => sum(row.map((value, x) => value * x)))) / mass;
   const y0 = clip(round(14 - cy + 1e-6), 0, 28 - height), x0 = clip(round(14 - cx + 1e-6), 0, 28 - width);
@@ -270,16 +227,10 @@ function centre({ left, top, right, bottom, ink }, side) {
 
 /** Return the digits in side × side bytes, line by line, as MNIST would have them; none of a blank. */
 function prepare(drawing, side) {
-  let ink = Float64Array.from(drawing, (value) => value / 255);
-  const from = (ground) => ink.map((value) => Math.abs(value - ground));
-  let apart = from(median(border(ink, side)));                                                       // step 5
-  const cut = 0.395 * largest(apart);
-  if (apart.filter((value) => value >= cut).length > 0.5 * apart.length) apart = from(median(ink));
-  if (largest(apart) < 0.1) return [];
-  apart = dropScraps(apart, side);                                                                   // 7
-  const strongest = largest(apart);
-  ink = apart.map((value) => clip((value / strongest - 0.15) / (0.85 - 0.15), 0, 1));                // 8
-  return findDigits(ink, side).map((line) => line.map((digit) => centre(digit, side)));              // 9 to 12
+  const strongest = largest(drawing);
+  if (!strongest) return [];
+  const ink = Float64Array.from(drawing, (value) => clip((value / strongest - 0.15) / (0.85 - 0.15), 0, 1));
+  return findDigits(ink, side).map((line) => line.map((digit) => centre(digit, side)));
 }
 
 // ---- The page ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Tell ink from the paper that it is on, and from what else is there: steps 5 to 7 in docs/predict.md."""
+"""Tell ink from the paper that it is on, and from what else is there: steps 3 and 4 in docs/predict.md."""
 
 import math
 

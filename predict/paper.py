@@ -1,4 +1,4 @@
-"""Find the sheet of paper in a picture that shows more than that, such as the desk around it: step 4."""
+"""Find the sheet of paper in a picture that shows more than that, such as the desk around it: step 2."""
 
 from collections.abc import Iterator
 

@@ -14,7 +14,7 @@ from predict.segment import STRONG, find_digits
 ENLARGE = 4  # times, a picture smaller than MNIST's
 SPECKS = 0.01  # share of the strong ink that may be outside the digit's box, on each side
 VISIBLE = 0.1  # ink that counts for the strength of a stroke
-TIE = 1e-6  # pixels; more than the rounding errors of float64 in step 12
+TIE = 1e-6  # pixels; more than the rounding errors of float64
 LONGER = 20  # pixels of a digit's longer side
 
 
@@ -27,7 +27,7 @@ class Digit:
 
 
 def resampling(n: int, m: int) -> Floats:
-    """Return the matrix (m, n) that resamples n values to m: area average if fewer, else linear (step 11)."""
+    """Return the matrix (m, n) that resamples n values to m: area average if fewer, else linear (step 7)."""
     if m < n:
         edges = np.arange(m + 1)[:, None] * (n / m)
         j = np.arange(n)
@@ -38,7 +38,7 @@ def resampling(n: int, m: int) -> Floats:
 
 
 def crop(ink: Floats) -> Box:
-    """Return the box of the digit in ``ink`` (H, W): step 10."""
+    """Return the box of the digit in ``ink`` (H, W): step 6."""
     strong = np.where(ink >= STRONG, ink, 0)
     starts, ends = [], []
     for sums in strong.sum(axis=0), strong.sum(axis=1):
@@ -49,7 +49,7 @@ def crop(ink: Floats) -> Box:
 
 
 def centre(ink: Floats) -> Bytes:
-    """Bring the cropped ``ink`` (H, W) of a digit into MNIST's form, uint8 (28, 28): steps 11 and 12."""
+    """Bring the cropped ``ink`` (H, W) of a digit into MNIST's form, uint8 (28, 28): steps 7 and 8."""
     longer = max(ink.shape)
     height, width = (max(1, round_half_up(LONGER * side / longer)) for side in ink.shape)
     ink = resampling(ink.shape[0], height) @ ink @ resampling(ink.shape[1], width).T
@@ -65,7 +65,7 @@ def centre(ink: Floats) -> Bytes:
 
 
 def read_digits(rgb: Floats, scale: float = 1) -> list[list[Digit]]:
-    """Return the digits in ``rgb`` (H, W, 3) in [0, 1], line by line: steps 4 to 11.
+    """Return the digits in ``rgb`` (H, W, 3) in [0, 1], line by line: steps 2 to 8.
 
     The file's picture has ``scale`` times as many pixels on each side.
     """

@@ -1,4 +1,4 @@
-"""Find the digits in a picture's ink: step 9 in docs/predict.md."""
+"""Find the digits in a picture's ink: step 5 in docs/predict.md."""
 
 import numpy as np
 
