@@ -237,7 +237,7 @@ function prepare(drawing, side) {
 
 const SIDE = 200;     // pixels of the drawing that is read; the one that is shown has the screen's
 const PEN = 0.075;    // the pen's width; this and all positions are shares of the drawing area's side
-const UNSURE = 0.88, SOLID = 0.65;  // unsure: a lower probability, more ink in the box around it, as for predict
+const UNSURE = 0.88, SOLID = 0.65, APART = 2;  // unsure: a lower probability, more ink in its box, parts farther apart
 const NUDGE = 0.025;  // how far an arrow key moves the pen
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -291,10 +291,11 @@ function showDrawing() {
   screen.stroke();
 }
 
-/** Tell whether strong ink fills the box around it in a digit's picture, 28 × 28, and isn't a narrow stroke. */
-function isSolid(picture) {
+/** Tell whether a digit's picture, 28 × 28, shows a blot, or parts that are far apart. */
+function isDoubtful(picture) {
   const [{ left, top, right, bottom, area }] = measure(picture.map((value) => value > 127), 28);
-  return 2 * (right - left) > bottom - top && area > SOLID * (right - left) * (bottom - top);
+  const blot = 2 * (right - left) > bottom - top && area > SOLID * (right - left) * (bottom - top);
+  return blot || largest(label(dilate(picture.map((value) => value > 63), 28, APART), 28)) > 1;
 }
 
 /** Show what the network sees of each digit, line by line, the number, and the probabilities of the least sure. */
@@ -310,7 +311,7 @@ function showReading(lines) {
   const found = lines.map((line) => line.map((picture) => network(picture).map(Math.exp)));
   const best = (shares) => shares.indexOf(largest(shares));
   const number = found.map((line) => line.map(best).join("")).join(" ");
-  const isUnsure = (shares, i) => largest(shares) < UNSURE || isSolid(pictures[i]);
+  const isUnsure = (shares, i) => largest(shares) < UNSURE || isDoubtful(pictures[i]);
   const digits = found.flat().map((shares, i) => ({ shares, unsure: isUnsure(shares, i) }));
   digits.sort((a, b) => b.unsure - a.unsure || largest(a.shares) - largest(b.shares));
   const least = digits[0]?.shares;

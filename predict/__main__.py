@@ -19,7 +19,7 @@ from config import WEIGHTS_HELP
 from datasets import MNIST, Dataset
 from datasets.folder import ENOUGH, fit_to_28x28
 from pictures import LONGEST_SIDE, SIDE, Bytes, Floats, border, read, round_half_up, to_bytes
-from predict.components import Box
+from predict.components import Box, dilate, label
 from predict.prepare import Digit, read_digits
 from runtime.arguments import Parser
 from runtime.errors import UsageError, UserError, printable, run_command
@@ -27,9 +27,9 @@ from runtime.files import replace_file
 from trained import Trained, load_trained
 
 # A digit is unsure if its confidence is lower than the first, if its ink fills more of its box than the
-# second, as a blot does, or if another digit of the number is taller by more than the third, a factor.
-# So is one alone in its line beside other lines: on a photo, it is often a stroke of something else.
-UNSURE, SOLID, UNEVEN = 0.88, 0.65, 1.8
+# second, as a blot does, if its parts are farther apart than twice the third, in pixels of its image, or if
+# another digit of the number is taller by more than the fourth, a factor.
+UNSURE, SOLID, APART, UNEVEN = 0.88, 0.65, 2, 1.8
 HEIGHT, CELL, LINE = 448, 4 * SIDE, 14  # pixels: --save's picture, an enlarged image, the text below
 
 
@@ -97,11 +97,12 @@ def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Di
     return rgb, scale, [[Digit(Box(0, 0, width, height), image)]]
 
 
-def is_solid(image: Bytes) -> bool:
-    """Tell whether strong ink fills the box around it in ``image`` (28, 28), and isn't a narrow stroke."""
+def is_doubtful(image: Bytes) -> bool:
+    """Tell whether ``image`` (28, 28) shows a blot, or parts that are far apart."""
     strong = image > 127
     height, width = (np.ptp(np.flatnonzero(strong.any(axis=axis))) + 1 for axis in (1, 0))
-    return bool(2 * width > height and strong.sum() > SOLID * width * height)
+    blot = 2 * width > height and strong.sum() > SOLID * width * height  # not a narrow stroke
+    return bool(blot or label(dilate(image > 63, APART)).max() > 1)
 
 
 def predict(trained: Trained, lines: list[list[Digit]]) -> tuple[Answer, list[Answer]]:
@@ -111,14 +112,10 @@ def predict(trained: Trained, lines: list[list[Digit]]) -> tuple[Answer, list[An
     log_probs = trained.log_probs(torch.from_numpy(np.stack([digit.image for digit in digits])))
     confidences, labels = (values.tolist() for values in log_probs.exp().topk(2))
     tallest = max(digit.box.bottom - digit.box.top for digit in digits)
-    alone = [len(line) == 1 < len(lines) for line in lines for _ in line]
     answers = []
-    for digit, unsure, (first, second), (best, next_best) in zip(
-        digits, alone, confidences, labels, strict=True
-    ):
-        unsure |= tallest > UNEVEN * (digit.box.bottom - digit.box.top)
-        unsure |= trained.dataset.digit_like and is_solid(digit.image)
-        unsure |= not first >= UNSURE  # NaN is unsure, too
+    for digit, (first, second), (best, next_best) in zip(digits, confidences, labels, strict=True):
+        unsure = not first >= UNSURE or tallest > UNEVEN * (digit.box.bottom - digit.box.top)  # or NaN
+        unsure |= trained.dataset.digit_like and is_doubtful(digit.image)
         answers.append(Answer(classes[best], first, classes[next_best], second, unsure, digit.box))
     if len(answers) == 1:
         return answers[0], answers

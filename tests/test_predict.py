@@ -195,11 +195,19 @@ def test_unsure_is_said_in_words_and_in_json(capsys: Capture, monkeypatch: pytes
     assert [entry["unsure"], *(digit["unsure"] for digit in entry["digits"])] == [True] * 3
 
 
-def test_a_digit_alone_in_its_line_is_unsure_beside_other_lines() -> None:
-    trained = load_trained(WEIGHTS)
-    ((seven,),) = command.read_image(SEVEN, MNIST)[2]
-    for lines, expected in (([[seven, seven], [seven]], [False, False, True]), ([[seven] * 3], [False] * 3)):
-        assert [answer.unsure for answer in command.predict(trained, lines)[1]] == expected
+def test_parts_far_apart_are_unsure() -> None:
+    """A stroke beside a digit, in one box; but not a five in two pieces."""
+    image = command.read_image(THREE, MNIST)[2][0][0].image
+    assert not command.is_doubtful(image)
+    beside = image.copy()
+    beside[:, :2] = 255
+    assert command.is_doubtful(beside)
+    torn = np.zeros((28, 28), dtype=np.uint8)
+    torn[4:24, 10:14] = 255
+    for gap, doubtful in ((4, False), (5, True)):
+        two = torn.copy()
+        two[12 : 12 + gap] = 0
+        assert command.is_doubtful(two) is doubtful
 
 
 def test_something_else_is_mostly_unsure() -> None:

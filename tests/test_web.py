@@ -201,7 +201,11 @@ def test_a_number_and_what_is_unsure(page: Any) -> None:
 
 @pytest.mark.slow
 def test_unsure_is_what_predict_calls_so(page: Any) -> None:
-    assert page.execute_script("return [UNSURE, SOLID]") == [command.UNSURE, command.SOLID]
+    assert page.execute_script("return [UNSURE, SOLID, APART]") == [
+        command.UNSURE,
+        command.SOLID,
+        command.APART,
+    ]
 
 
 @pytest.mark.slow
