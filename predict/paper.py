@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image
+from scipy import ndimage
+from scipy.spatial import ConvexHull
 
 from pictures import Floats, border, distance, round_half_up, to_bytes
 from predict.components import Box, Mask, dilate, label
@@ -28,25 +30,17 @@ def shrink(rgb: Floats) -> Floats:
 
 def is_rectangular(mask: Mask) -> bool:
     """Tell whether ``mask`` (H, W) fills its convex hull, and the smallest rectangle around it."""
-    y, x = np.indices(mask.shape)
-    along = np.multiply.outer(np.cos(ANGLES), x) + np.multiply.outer(np.sin(ANGLES), y)
-    inside = along[:, mask]
-    low, high = inside.min(axis=1), inside.max(axis=1)
-    lengths = high - low + 1
+    corners = (np.argwhere(mask)[:, None] + [[0, 0], [0, 1], [1, 0], [1, 1]]).reshape(-1, 2)
+    hull = ConvexHull(corners)
+    lengths = np.ptp(corners[hull.vertices] @ [np.cos(ANGLES), np.sin(ANGLES)], axis=0)
     rectangle = (lengths * np.roll(lengths, len(lengths) // 2)).min()
-    hull = ((along >= low[:, None, None]) & (along <= high[:, None, None])).all(axis=0)
-    return bool(mask.sum() >= max(CONVEX * hull.sum(), RECTANGULAR * rectangle))
+    return bool(mask.sum() >= max(CONVEX * hull.volume, RECTANGULAR * rectangle))
 
 
 def is_sharp(mask: Mask, away: Floats) -> bool:
     """Tell whether ``away`` (H, W) in [0, 1] changes at once along the outline of ``mask``, as at an edge."""
-    picture = Image.fromarray(to_bytes(away))
-    high, low = (
-        [picture.filter(kind(side)) for side in (3, 7)]
-        for kind in (ImageFilter.MaxFilter, ImageFilter.MinFilter)
-    )
-    near, far = map(ImageChops.difference, high, low)
-    step = np.asarray(near.filter(ImageFilter.MaxFilter(3))) / np.maximum(np.asarray(far), 1.0)
+    near, far = (ndimage.maximum_filter(away, n) - ndimage.minimum_filter(away, n) for n in (3, 7))
+    step = ndimage.maximum_filter(near, 3) / np.maximum(far, 1e-9)
     return bool(np.median(step[mask & dilate(~mask, 1)]) >= SHARP)
 
 
@@ -62,8 +56,7 @@ def find_sheets(mask: Mask, away: Floats, rgb: Floats) -> Iterator[Mask]:
     labels = label(mask)
     areas = np.bincount(labels.ravel())
     for number in np.flatnonzero(areas[1:] >= BLANK * SMALLEST * labels.size) + 1:
-        others = label(labels != number)  # those that don't touch the border are on the sheet
-        sheet = ~np.isin(others, np.setdiff1d(border(others), 0))
+        sheet = ndimage.binary_fill_holes(labels == number)
         if (
             areas[number] >= BLANK * sheet.sum()
             and SMALLEST <= sheet.mean() <= LARGEST
