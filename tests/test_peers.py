@@ -10,7 +10,6 @@ import torch
 from conftest import ROOT
 from runs import read_table
 
-pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from benchmarks import peers

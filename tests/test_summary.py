@@ -2,7 +2,6 @@
 
 import pytest
 
-pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from benchmarks import summary, sweep

@@ -17,7 +17,6 @@ from conftest import ROOT
 from PIL import Image
 from runs import read_table
 
-pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
 
 from benchmarks import sweep
