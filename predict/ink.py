@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image
+from scipy import ndimage
 
 from pictures import Floats, border, distance, to_bytes
 from predict.components import Integers, Mask, dilate, label, measure
@@ -26,11 +27,8 @@ BLUR = 0.01  # share of the longer side: how far from a scrap its blurred edge r
 
 def local_background(rgb: Floats) -> Floats:
     """Return the median of ``rgb`` (H, W, 3) around each pixel, likewise."""
-    # Pillow's filter repeats the outermost pixels, so a thin dark edge would win there. Mirrored ones don't.
-    reach = WINDOW // 2
-    mirrored = np.pad(to_bytes(shrink(rgb)), ((reach, reach), (reach, reach), (0, 0)), mode="symmetric")
-    medians = ImageOps.crop(Image.fromarray(mirrored).filter(ImageFilter.MedianFilter(WINDOW)), reach)
-    return np.asarray(medians.resize(rgb.shape[1::-1], Image.Resampling.BILINEAR)) / 255
+    medians = ndimage.median_filter(to_bytes(shrink(rgb)), (WINDOW, WINDOW, 1))  # mirrored at its edges
+    return np.asarray(Image.fromarray(medians).resize(rgb.shape[1::-1], Image.Resampling.BILINEAR)) / 255
 
 
 def find_frames(boxes: Integers, areas: Integers) -> Mask:
