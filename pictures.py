@@ -4,9 +4,7 @@ import contextlib
 import functools
 import importlib
 import math
-import struct
 import warnings
-import zlib
 from functools import reduce
 from typing import Any, BinaryIO
 
@@ -21,13 +19,6 @@ Floats = NDArray[np.float64]
 
 SIDE = 28  # pixels of an image that a network reads
 LONGEST_SIDE = 1000  # pixels of a picture; more only cost time, as few are left in the end
-HEIC = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc")  # bytes 4 to 11 of a file
-# What Pillow's decoders raise where a file is damaged. They have no common error. An AttributeError or a
-# NameError is none of them: it would be a bug, and keeps its traceback.
-DAMAGE = (
-    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
-    *(RuntimeError, MemoryError, struct.error, zlib.error),
-)
 
 
 def round_half_up(value: float) -> int:
@@ -74,15 +65,13 @@ def read(file: BinaryIO, enough: int = LONGEST_SIDE) -> tuple[Floats, float]:
                 picture.draft(None, (enough, enough))
                 decoded = decode(picture)
         except UnidentifiedImageError:
-            problem = "it is not a picture that Pillow can read"
-            with contextlib.suppress(OSError):  # a pipe can't be read again
-                file.seek(0)
-                if file.read(12)[4:] in HEIC:
-                    problem = "it is a HEIC picture, which needs another package: pip install pillow-heif"
+            problem = "it is not a picture that Pillow can read (HEIC needs: pip install pillow-heif)"
             raise UserError(problem) from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise UserError(f"it is too large: the limit is {Image.MAX_IMAGE_PIXELS:,} pixels") from None
-        except DAMAGE as error:
+        except Exception as error:  # Pillow's decoders have no common error for a damaged file
+            if isinstance(error, (AttributeError, NameError)):  # a bug, which keeps its traceback
+                raise
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise UserError(f"it can't be read: {reason}") from None
     rgb = colors(decoded)
@@ -92,7 +81,7 @@ def read(file: BinaryIO, enough: int = LONGEST_SIDE) -> tuple[Floats, float]:
 def decode(picture: Image.Image) -> Image.Image:
     """Return ``picture`` upright, as its EXIF tag says, in the mode RGB or RGBA, or a grey one as it is."""
     picture.load()  # a TIFF is turned by Pillow here, which also drops its tag
-    with contextlib.suppress(*DAMAGE):  # of another EXIF tag, once the picture is upright
+    with contextlib.suppress(Exception):  # another EXIF tag may be damaged; the picture is upright by then
         ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith(("I", "F")):  # more than 8 bits
         return picture

@@ -30,7 +30,7 @@ from trained import Trained, load_trained
 # second, as a blot does, if its parts are farther apart than twice the third, in pixels of its image, or if
 # another digit of the number is taller by more than the fourth, a factor.
 UNSURE, SOLID, APART, UNEVEN = 0.88, 0.65, 2, 1.8
-HEIGHT, CELL, LINE = 448, 4 * SIDE, 14  # pixels: --save's picture, an enlarged image, the text below
+LONGEST, CELL, LINE = 448, 4 * SIDE, 14  # pixels: --save's picture, an enlarged image, the text above it
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,12 @@ def as_line(file: str, answer: Answer, digits: list[Answer]) -> str:
 
 def expand(name: str) -> list[str]:
     """Return the pictures in the folder ``name``, sorted; [``name``] if it is a file or has none."""
+    if not os.path.isdir(name):
+        return [name]
     extensions = Image.registered_extensions()  # first, as it fills Image.OPEN
     suffixes = {suffix for suffix, format in extensions.items() if format in Image.OPEN} | {".heic", ".heif"}
-    try:
-        files = [path for path in Path(name).iterdir() if path.suffix.lower() in suffixes]
-    except OSError:  # no folder, or one that can't be read, as read_image will say
-        return [name]
-    return sorted(str(path) for path in files if path.name[0] != ".") or [name]
+    files = [str(path) for path in Path(name).glob("[!.]*") if path.suffix.lower() in suffixes]
+    return sorted(files) or [name]
 
 
 def read_image(name: str, dataset: Dataset) -> tuple[Floats, float, list[list[Digit]]]:
@@ -130,22 +129,23 @@ def predict(trained: Trained, lines: list[list[Digit]]) -> tuple[Answer, list[An
 def draw_overview(rgb: Floats, scale: float, digits: list[Digit], answers: list[Answer]) -> bytes:
     """Return a PNG: ``rgb``, (H, W, 3) in [0, 1], with a box around each digit, and the digits' images.
 
-    The boxes are in pixels of the file's picture, which has ``scale`` times as many on each side. The answer
-    is above each digit's box and below its image.
+    The boxes are in pixels of the file's picture, which has ``scale`` times as many on each side.
     """
     picture = Image.fromarray(to_bytes(rgb))
-    rows, zoom = HEIGHT // (CELL + LINE), HEIGHT / max(picture.size)
-    sheet = Image.new("RGB", (HEIGHT + math.ceil(len(digits) / rows) * (CELL + 4), HEIGHT), (90, 90, 90))
-    sheet.paste(picture.resize([max(1, round_half_up(side * zoom)) for side in picture.size]))
+    zoom = LONGEST / max(picture.size)
+    picture = picture.resize([max(1, round_half_up(side * zoom)) for side in picture.size])
+    size = max(picture.width, len(digits) * CELL), picture.height + CELL + LINE
+    sheet = Image.new("RGB", size, (90, 90, 90))
+    sheet.paste(picture)
     pen, red = ImageDraw.Draw(sheet), (220, 30, 60)
     for i, (digit, answer) in enumerate(zip(digits, answers, strict=True)):
         text = str(answer).encode("ascii", "backslashreplace").decode()  # Pillow's font has few letters
         left, top, right, bottom = (side / scale * zoom for side in digit.box)
         pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=red)
         pen.text((left, max(0, top - LINE)), text, fill=red)
-        x, y = HEIGHT + 4 + i // rows * (CELL + 4), i % rows * (CELL + LINE)
-        sheet.paste(Image.fromarray(digit.image).resize((CELL, CELL), Image.Resampling.NEAREST), (x, y))
-        pen.text((x, y + CELL), text, fill="white")
+        corner, image = (i * CELL, picture.height + LINE), Image.fromarray(digit.image)
+        sheet.paste(image.resize((CELL, CELL), Image.Resampling.NEAREST), corner)
+        pen.text((corner[0], picture.height), text, fill="white")
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
@@ -186,8 +186,7 @@ def answer_all(images: list[str], weights: str = "", as_json: bool = False, save
 def main() -> int:
     """Read the command line, and answer it; return the exit status."""
     parser = Parser("python -m predict", "Predict each picture's class: a digit, with the included weights.")
-    help = "picture of a digit, a number or a thing, in any size, colours and format that Pillow opens; "
-    help += "or a folder of pictures; -: standard input"
+    help = "picture of a digit, a number or a thing; or a folder of pictures; -: standard input"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=help)
     parser.add_argument("--weights", metavar="FILE", default="", help=WEIGHTS_HELP)
     help = "print a JSON array, one object for each picture that can be read"

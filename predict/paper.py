@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from pictures import Floats, border, distance, round_half_up, to_bytes
-from predict.components import Box, Mask, dilate, label
+from predict.components import Mask, dilate, label
 
 REDUCED = 64  # pixels of the longer side of a reduced picture
 CUTS = 0.4, 0.3, 0.2  # shares of the largest distance from the border's colour
@@ -67,11 +67,11 @@ def find_sheets(mask: Mask, away: Floats, rgb: Floats) -> Iterator[Mask]:
             yield sheet
 
 
-def crop_to_sheet(rgb: Floats) -> tuple[Floats, Mask, Box]:
+def crop_to_sheet(rgb: Floats) -> tuple[Floats, Mask, tuple[int, int]]:
     """Crop ``rgb`` (H, W, 3) to the only sheet in it, and give what is beyond it its colour.
 
-    Returns the colours of the sheet, where in them the sheet is, (H', W'), and their box in ``rgb``. Without
-    a sheet, or with several, it is the whole picture.
+    Returns the colours of the sheet, where in them the sheet is, (H', W'), and their left and top in ``rgb``.
+    Without a sheet, or with several, it is the whole picture.
     """
     small, sheets = shrink(rgb), list[Mask]()
     away = distance(small, np.median(border(small), axis=0))
@@ -79,10 +79,9 @@ def crop_to_sheet(rgb: Floats) -> tuple[Floats, Mask, Box]:
         strong = away >= cut * away.max()
         sheets = sheets or [sheet for mask in (strong, ~strong) for sheet in find_sheets(mask, away, small)]
     if len(sheets) != 1:
-        return rgb, np.ones(rgb.shape[:2], dtype=np.bool_), Box(0, 0, *rgb.shape[1::-1])
+        return rgb, np.ones(rgb.shape[:2], dtype=np.bool_), (0, 0)
     inside = Image.fromarray(~dilate(~sheets[0], 1))  # without its edge
     sheet = np.asarray(inside.resize(rgb.shape[1::-1], Image.Resampling.NEAREST))
-    columns, rows = np.flatnonzero(sheet.any(axis=0)).tolist(), np.flatnonzero(sheet.any(axis=1)).tolist()
-    box = Box(columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-    part = slice(box.top, box.bottom), slice(box.left, box.right)
-    return np.where(sheet[part][:, :, None], rgb[part], np.median(rgb[sheet], axis=0)), sheet[part], box
+    rows, columns = part = ndimage.find_objects(sheet.astype(np.int8))[0]
+    paper = np.where(sheet[part][:, :, None], rgb[part], np.median(rgb[sheet], axis=0))
+    return paper, sheet[part], (columns.start, rows.start)

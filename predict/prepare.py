@@ -58,8 +58,8 @@ def centre(ink: Floats) -> Bytes:
     ink = np.minimum(ink / visible[3 * len(visible) // 4], 1)
 
     y, x = (np.arange(side) @ ink.sum(axis=1 - axis) / ink.sum() for axis, side in enumerate(ink.shape))
-    top, left = (round_half_up(SIDE / 2 - middle + TIE) for middle in (y, x))
-    top, left = min(max(top, 0), SIDE - height), min(max(left, 0), SIDE - width)
+    top = min(max(round_half_up(SIDE / 2 - y + TIE), 0), SIDE - height)
+    left = min(max(round_half_up(SIDE / 2 - x + TIE), 0), SIDE - width)
     padding = (top, SIDE - height - top), (left, SIDE - width - left)
     return np.pad(to_bytes(ink), padding)
 

@@ -34,9 +34,7 @@ def find_pieces(strong: Mask) -> Integers:
 
     Close components are one piece, and so are stacked ones. If there is one digit only, all is one piece.
     """
-    boxes, _, height = measure(label(strong))
-    if len(boxes) < 2:
-        return strong.astype(np.int64)
+    _, _, height = measure(label(strong))
     labels = label(dilate(strong, max(1, round_half_up(BRIDGED * height)))) * strong
     boxes, _, height = measure(labels)
     large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).max(axis=1) >= SPECK * height)

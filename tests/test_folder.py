@@ -263,7 +263,7 @@ HARMS: dict[str, tuple[Callable[[Path], object], str]] = {  # what is done to a 
     ),
     "text": (
         lambda root: (root / "train" / "dog" / "labels.csv").write_text("1,dog"),
-        "labels.csv: it is not a picture that Pillow can read; replace or remove it",
+        "labels.csv: it is not a picture that Pillow can read (HEIC needs: pip install pillow-heif); ",
     ),
     "HEIC": (
         lambda root: (root / "train" / "dog" / "1.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"),

@@ -264,7 +264,7 @@ def test_save_shows_what_the_network_was_shown(tmp_path: Path) -> None:
     with Image.open("seen/here/3-7-crossed-palette.png") as sheet:
         shown = np.asarray(sheet.convert("L"))
     image = command.read_image(SEVEN, MNIST)[2][0][0].image
-    assert np.array_equal(shown[2:112:4, 454:564:4], image)
+    assert np.array_equal(shown[464:574:4, 2:112:4], image)
     with Image.open("seen/here/1-number.png") as sheet:
         red = np.all(np.asarray(sheet.convert("RGB")) == (220, 30, 60), axis=2)[:, :448]
     assert (red.sum(axis=0) > 40).sum() == 6  # left and right sides of three boxes
