@@ -60,6 +60,7 @@ def test_help_has_every_flag_and_the_recipes_defaults(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell redirects")
+@pytest.mark.slow
 @pytest.mark.parametrize("redirection", ["", ">&-", ">/dev/null"])
 def test_a_wrong_flag_is_a_usage_error_whatever_becomes_of_the_output(redirection: str) -> None:
     command = f'"{sys.executable}" main.py --bogus {redirection}'

@@ -292,6 +292,7 @@ def test_web_page_is_refused_for_another_data_set(export: Export, things: Path) 
     assert not (things / "net.html").exists()
 
 
+@pytest.mark.slow  # four processes
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -132,6 +132,7 @@ def test_each_run_has_a_process_of_its_own(tmp_path: Path) -> None:
     assert "Traceback" not in rest
 
 
+@pytest.mark.slow  # processes
 def test_a_mistake_is_one_line() -> None:
     command = [sys.executable, "-m", "benchmarks.peers", "--seeds=0", "--output-dir=x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
