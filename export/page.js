@@ -138,7 +138,7 @@ function findDigits(ink, side) {
   const whole = [[{ left: 0, top: 0, right: side, bottom: side, ink }]];
   const strong = ink.map((value) => value >= 0.35), components = measure(label(strong, side), side);
   if (components.length < 2) return whole;
-  const reach = Math.max(1, round(0.04 * typicalHeight(components)));
+  const reach = round(0.03 * typicalHeight(components));
   const labels = label(dilate(strong, side, reach), side).map((number, i) => number * strong[i]);
   let pieces = measure(labels, side), height = typicalHeight(pieces);
   pieces = pieces.filter((p) => Math.max(p.right - p.left, tall(p)) >= 0.15 * height);
@@ -157,7 +157,7 @@ function findDigits(ink, side) {
     joined.push(piece);
   }
   height = typicalHeight(joined);
-  const digits = joined.filter((p) => 0.5 * height <= tall(p) && tall(p) <= 2 * height);
+  const digits = joined.filter((p) => Math.max(0.5 * height, 8) <= tall(p) && tall(p) <= 2 * height);
   if (digits.length < 2) return whole;
   if (digits.length === 2 && shared(...digits) < 0.75 * Math.max(...digits.map(tall))) return whole;
 

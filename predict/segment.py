@@ -7,9 +7,10 @@ from predict.components import Box, Integers, Mask, dilate, label, measure
 from predict.ink import MOST, erase
 
 STRONG = 0.35  # ink that belongs to a component
-BRIDGED = 0.04  # gap in a stroke that is bridged on each side, as a share of the typical height
+BRIDGED = 0.03  # gap in a stroke that is bridged on each side, as a share of the typical height
 SPECK = 0.15  # smallest piece, as a share of the typical height
 SHORTEST, TALLEST = 0.5, 2.0  # a digit's height, as a multiple of the typical height
+LEAST = 8  # pixels of a digit's height
 BESIDE = 0.75  # share of the taller digit's rows that the other of two digits must have, too
 
 
@@ -35,7 +36,7 @@ def find_pieces(strong: Mask) -> Integers:
     Close components are one piece, and so are stacked ones. If there is one digit only, all is one piece.
     """
     _, _, height = measure(label(strong))
-    labels = label(dilate(strong, max(1, round_half_up(BRIDGED * height)))) * strong
+    labels = label(dilate(strong, round_half_up(BRIDGED * height))) * strong
     boxes, _, height = measure(labels)
     large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).max(axis=1) >= SPECK * height)
     if not 2 <= len(large) <= MOST:
@@ -60,7 +61,7 @@ def find_digits(ink: Floats) -> list[list[tuple[Box, Floats]]]:
     labels = find_pieces(ink >= STRONG)
     boxes, _, height = measure(labels)
     heights = boxes[:, 3] - boxes[:, 1]
-    fits = (heights >= SHORTEST * height) & (heights <= TALLEST * height)
+    fits = (heights >= max(SHORTEST * height, LEAST)) & (heights <= TALLEST * height)
     tops, bottoms = boxes[fits, 1], boxes[fits, 3]
     broken = len(tops) == 2 and bottoms.min() - tops.max() < BESIDE * (bottoms - tops).max()
     if broken or len(tops) < 2:
