@@ -138,7 +138,7 @@ function findDigits(ink, side) {
   const whole = [[{ left: 0, top: 0, right: side, bottom: side, ink }]];
   const strong = ink.map((value) => value >= 0.35), components = measure(label(strong, side), side);
   if (components.length < 2) return whole;
-  const reach = round(0.03 * typicalHeight(components));
+  const reach = Math.max(Math.floor(0.04 * typicalHeight(components)), round(0.005 * side));
   const labels = label(dilate(strong, side, reach), side).map((number, i) => number * strong[i]);
   let pieces = measure(labels, side), height = typicalHeight(pieces);
   pieces = pieces.filter((p) => Math.max(p.right - p.left, tall(p)) >= 0.15 * height);

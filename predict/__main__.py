@@ -188,13 +188,13 @@ def main() -> int:
     parser = Parser("python -m predict", "Predict each picture's class: a digit, with the included weights.")
     help = "picture of a digit, a number or a thing; or a folder of pictures; -: standard input"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=help)
-    parser.add_argument("--weights", metavar="FILE", default="", help=WEIGHTS_HELP)
+    parser.add_argument("--weights", metavar="FILE", help=WEIGHTS_HELP)
     help = "print a JSON array, one object for each picture that can be read"
     parser.add_argument("--json", action="store_true", help=help)
     help = "new or empty folder for a PNG of each picture: what the network was shown, and its answers"
     parser.add_argument("--save", metavar="DIR", help=help)
     args = parser.parse_args()
-    return answer_all(args.images, args.weights, args.json, Path(args.save) if args.save else None)
+    return answer_all(args.images, args.weights or "", args.json, Path(args.save) if args.save else None)
 
 
 if __name__ == "__main__":

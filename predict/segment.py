@@ -7,7 +7,8 @@ from predict.components import Box, Integers, Mask, dilate, label, measure
 from predict.ink import MOST, erase
 
 STRONG = 0.35  # ink that belongs to a component
-BRIDGED = 0.03  # gap in a stroke that is bridged on each side, as a share of the typical height
+# A gap in a stroke that is bridged, on each side: share of the typical height, but at least of the picture.
+BRIDGED, AT_LEAST = 0.04, 0.005
 SPECK = 0.15  # smallest piece, as a share of the typical height
 SHORTEST, TALLEST = 0.5, 2.0  # a digit's height, as a multiple of the typical height
 LEAST = 8  # pixels of a digit's height
@@ -36,7 +37,8 @@ def find_pieces(strong: Mask) -> Integers:
     Close components are one piece, and so are stacked ones. If there is one digit only, all is one piece.
     """
     _, _, height = measure(label(strong))
-    labels = label(dilate(strong, round_half_up(BRIDGED * height))) * strong
+    reach = max(int(BRIDGED * height), round_half_up(AT_LEAST * max(strong.shape)))
+    labels = label(dilate(strong, reach)) * strong
     boxes, _, height = measure(labels)
     large = np.flatnonzero((boxes[:, 2:] - boxes[:, :2]).max(axis=1) >= SPECK * height)
     if not 2 <= len(large) <= MOST:
