@@ -88,9 +88,8 @@ def main() -> None:
         print("| kind | number | right | right, but unsure | wrong, and unsure | wrong and sure |")
         for kind, (count, count_right, *others) in counts.items():
             if kind == "all" or len(counts) > 2:
-                print(
-                    f"| {kind} | {count} | {count_right} ({count_right / count:.1%}) | {' | '.join(map(str, others))} |"
-                )
+                cells = [kind, count, f"{count_right} ({count_right / count:.1%})", *others]
+                print(f"| {' | '.join(map(str, cells))} |")
 
 
 if __name__ == "__main__":
