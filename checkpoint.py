@@ -69,7 +69,7 @@ class Run:
 
     @property
     def reached(self) -> bool:
-        """Whether the latest epoch reached the target accuracy. Training stops there: no earlier one did."""
+        """Whether the target accuracy is reached. Only the latest epoch can have: training stops there."""
         target = self.config.target_accuracy
         return bool(target and self.metrics and self.metrics[-1].eval_accuracy >= target)
 
@@ -129,9 +129,9 @@ def open_run(
             raise UserError(f"{error.filename}: {error.strerror}{solution}") from None
         if options.resume:
             run = load_run(folder / "last.pt")
-            if dataset != replace(run.dataset, path=dataset.path):  # it has hashes of the images
+            if dataset != replace(run.dataset, path=dataset.path):  # hashes, too
                 raise UserError(f"--data-path {dataset.path}: not the data that {folder} was trained on")
-            load_run(folder / "last.pt", parts)  # now, as the states would not fit other data
+            load_run(folder / "last.pt", parts)  # only after the check: they fit no other data
             run.dataset, run.device, run.versions = dataset, str(device), versions()
         else:
             run = Run(folder, config, dataset, str(device), versions())
@@ -142,14 +142,14 @@ def open_run(
             if options.dry_run:
                 raise
             command = f"python main.py --resume {shlex.quote(str(folder))}"
-            raise type(stop)(f"to continue: {command}") from None  # the class tells Ctrl-C from SIGTERM
+            raise type(stop)(f"to continue: {command}") from None  # SIGTERM raises a subclass
 
 
 def save_run(run: Run, parts: Mapping[str, Any]) -> None:
     """Write last.pt, which --resume reads; then best.pt; then metrics.csv.
 
-    best.pt has all of last.pt but the states of ``parts``: the weights of the best epoch, and the metrics of
-    all epochs so far. So it is written after every epoch, not only after a better one.
+    best.pt is last.pt without the states of ``parts``. It has the weights of the best epoch, and the metrics
+    of all epochs. So it is written after every epoch, not only after a better one.
     """
     content = {"format": FORMAT} | {name: value for name, value in asdict(run).items() if name != "folder"}
     training = {name: part.state_dict() for name, part in parts.items()}

@@ -46,7 +46,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         pct_start=max(PCT_START, 2 / steps),
         div_factor=config.div_factor,
         final_div_factor=FINAL_DIV_FACTOR,
-        # OneCycleLR sets each group's momentum. The second's stays 0: Muon has its own, constant momentum.
+        # OneCycleLR sets each group's momentum. Muon's group keeps 0, as Muon has its own, constant one.
         base_momentum=[BASE_MOMENTUM, 0.0][:num_groups],
         max_momentum=[MAX_MOMENTUM, 0.0][:num_groups],
     )

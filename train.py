@@ -49,14 +49,14 @@ def train(
     - ``ema``, at first a copy of the model, becomes the running average of its weights. ``ema_decay`` is in
       [0, 1).
 
-    Returns the mean loss for the labels, without smoothing, and the accuracy in percent. Both are for the
+    Returns the mean loss, without label smoothing, and the accuracy in percent. Both are for the
     augmented images; each batch is measured before its optimizer step. A loss that is not finite raises
     ``DivergedError``.
     """
     model.train()
     train_loader.epoch = epoch
     steps = len(train_loader)
-    loss_sum, correct = torch.zeros(2, device=device)  # two scalars of one type: torch.stack joins them below
+    loss_sum, correct = torch.zeros(2, device=device)  # correct is a float, too, for torch.stack below
     processed = 0
     with tqdm(total=steps) as bar:
         for batch_id, (data, target) in enumerate(train_loader):

@@ -43,7 +43,8 @@ def affine(
     radians = torch.deg2rad(degrees)
     cos, sin = radians.cos(), radians.sin()
     ones = torch.ones(len(images), 2, device=images.device)  # a scalar times this is (N, 2)
-    (dx, dy), (scale_x, scale_y) = (ones * shift * (2 / images.shape[-1])).T, (ones * scale).T
+    dx, dy = (ones * shift * (2 / images.shape[-1])).T
+    scale_x, scale_y = (ones * scale).T
     # affine_grid needs the inverse map, from a pixel of the result to its source: undo the shift, then the
     # rotation, then the scale. Coordinates are relative to the centre; the edges are at -1 and 1.
     xx, xy, yx, yy = cos / scale_x, -sin / scale_x, sin / scale_y, cos / scale_y
