@@ -26,10 +26,10 @@ from runtime.errors import UsageError, UserError, printable, run_command
 from runtime.files import replace_file
 from trained import Trained, load_trained
 
-# A digit is unsure if its confidence is lower than the first, if its ink fills more of its box than the
-# second, as a blot does, if its parts are farther apart than twice the third, in pixels of its image, or if
-# another digit of the number is taller by more than the fourth, a factor.
-UNSURE, SOLID, APART, UNEVEN = 0.88, 0.65, 2, 1.8
+UNSURE = 0.88  # a digit of a lower confidence is unsure, as are these:
+SOLID = 0.65  # more ink in the box around it: a blot
+APART = 2  # its parts are farther apart than twice this, in pixels of its image
+UNEVEN = 1.8  # another digit of the number is so many times as tall
 LONGEST, CELL, LINE = 448, 4 * SIDE, 14  # pixels: --save's picture, an enlarged image, the text above it
 
 

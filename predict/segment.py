@@ -18,7 +18,7 @@ BESIDE = 0.75  # share of the taller digit's rows that the other of two digits m
 def overlap(a: Box, b: Box, axis: int) -> tuple[int, int]:
     """Return how many columns (axis 0) or rows (axis 1) the boxes share, and how many the smaller one has.
 
-    The first value is negative if there is a gap between the boxes.
+    The first value is negative for a gap.
     """
     shared = min(a[axis + 2], b[axis + 2]) - max(a[axis], b[axis])
     return shared, min(a[axis + 2] - a[axis], b[axis + 2] - b[axis])
