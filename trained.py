@@ -59,7 +59,10 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
     dataset = replace(dataset, path=choose_path(data_path, dataset.name, dataset.path))
     model = Net(num_classes=len(dataset.classes)).eval()
     try:
-        model.load_state_dict(find_state_dict(content))
+        weights = find_state_dict(content)
+        if not all(weights[name].is_floating_point() for name, _ in model.named_parameters()):
+            raise TypeError("integers, as of a quantized network, would be converted without a word")
+        model.load_state_dict(weights)
     except Exception:  # whatever the file holds instead
         raise UserError(f"{path} holds another network than the one in model.py") from None
     trained = Trained(path, model, dataset, run)

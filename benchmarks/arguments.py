@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,8 @@ from runtime.arguments import Parser
 from runtime.errors import UsageError
 
 SETTINGS = sorted(vars(ORIGINAL).keys() - {"seed", "target_accuracy"})  # those that a sweep can set
+
+LONGEST_NAME = 150  # characters; file systems allow 255, with a suffix
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,23 @@ class Sweep(Options):
     configs: dict[str, Config] = field(default_factory=dict)  # the settings to run, by name
 
     def __post_init__(self) -> None:
-        if min(self.seeds, self.runs_per_gpu) < 1:
-            raise UsageError("arguments --seeds, --runs-per-gpu: must be at least 1")
+        for name, least in {"seeds": 1, "runs_per_gpu": 1, "jobs": 0}.items():
+            if getattr(self, name) < least:
+                raise UsageError(f"argument {flag(name)}: must be at least {least}")
+        if self.address and not re.fullmatch(r".+:\d+", self.address):
+            raise UsageError(f"argument --address: must be HOST:PORT, not {self.address}")
 
 
 def combinations(grid: str) -> list[tuple[str, ...]]:
     """Return the flags of each combination in ``grid``, such as 'lr=0.1,0.2 dropout=0,0.05'."""
-    axes = []
-    for word in grid.split():
+    axes: dict[str, list[str]] = {}
+    for word in grid.split() or [""]:
         name, _, values = word.partition("=")
         # All runs are compared on the same images.
-        if name.replace("-", "_") not in {*SETTINGS} - {"dataset", "holdout"}:
+        if name.replace("-", "_") not in {*SETTINGS} - {"dataset", "holdout", *axes}:
             raise UsageError(f"argument --grid: {name!r} is not a setting that can vary, as in lr=0.1,0.2")
-        axes.append([f"{flag(name)}={value}" for value in values.split(",")])
-    return list(itertools.product(*axes))
+        axes[name.replace("-", "_")] = [f"{flag(name)}={value}" for value in values.split(",")]
+    return list(itertools.product(*axes.values()))
 
 
 def parse_sweep(argv: Sequence[str] | None = None) -> Sweep:
@@ -53,7 +59,9 @@ def parse_sweep(argv: Sequence[str] | None = None) -> Sweep:
     args, rest = parser.parse_known_args(argv)
     sweep = Sweep(**{name: value for name, value in vars(args).items() if value is not None})
     common = ["--holdout=10000", *rest] if sweep.grid else rest
-    parsed = [parse_settings([*common, *flags]) for flags in combinations(sweep.grid)]
+    parsed = [
+        parse_settings([*common, *flags]) for flags in (combinations(sweep.grid) if sweep.grid else [()])
+    ]
     config, options = parsed[-1]  # all have the same data and options
     for name in sorted(options.given - {*SETTINGS, "device", "data_path"}):
         parser.error(f"argument {flag(name)}: not allowed in a sweep")
@@ -72,8 +80,13 @@ def list_settings(config: Config, recipe: Config = ORIGINAL) -> list[str]:
 
 
 def sweep_name(config: Config, data_path: str) -> str:
-    """Return a file name for all settings but the seed: the recipe, and the differences from it."""
-    parts = [config.recipe, *list_settings(config, RECIPES[config.recipe])]
-    if config.dataset == "folder":  # other data sets have the same images, wherever their files are
-        parts.append(hashlib.sha256(os.fsencode(data_path)).hexdigest()[:10])
-    return "-".join(parts)
+    """Return a file name for all settings but the seed: the recipe, and the differences from it.
+
+    A hash stands for the path of a folder of pictures, and for the end of a long name.
+    """
+    name = "-".join([config.recipe, *list_settings(config, RECIPES[config.recipe])])
+    # Other data sets have the same images, wherever their files are.
+    path = os.fsencode(data_path) if config.dataset == "folder" else b""
+    if not path and len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME]}-{hashlib.sha256(name.encode() + path).hexdigest()[:10]}"

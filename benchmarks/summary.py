@@ -8,15 +8,15 @@ from pathlib import Path
 from statistics import mean, median
 
 import numpy as np
-from scipy import stats
 
 from runtime.errors import UserError
 from runtime.files import replace_file
 
 try:
     from matplotlib.figure import Figure
-except ImportError as error:
-    sys.exit(f"error: {error}: pip install matplotlib")
+    from scipy import stats
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}: pip install {error.name}")
 
 Row = dict[str, str]  # a run; accuracies are in percent, values by epoch are separated by spaces
 Results = dict[str, list[Row]]  # the runs to compare, by the name of what was trained

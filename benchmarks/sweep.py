@@ -30,11 +30,17 @@ from runtime.files import locked, write_table
 
 ROOT = Path(__file__).resolve().parent.parent
 Key = tuple[str, int]  # the name and the seed of a run
-COLUMNS = [
-    *("name", "seed", "split", "target", "epoch_reached", "seconds_to_target", "best", "last"),
-    *("seconds", "device", "python", "torch", "torchvision", "machine", "data_path"),
-    *("accuracy_by_epoch", "seconds_by_epoch", "error", "settings"),
+NUMBERS = [
+    "epoch_reached",
+    "seconds_to_target",
+    "best",
+    "last",
+    "seconds",
+    "accuracy_by_epoch",
+    "seconds_by_epoch",
 ]
+COLUMNS = ["name", "seed", "split", "target", *NUMBERS, "device", "python", "torch", "torchvision", "machine"]
+COLUMNS += ["data_path", "error", "settings"]
 CONTINUE = "the same command continues from here"
 
 
@@ -73,9 +79,14 @@ def load_table(path: Path, configs: Mapping[str, Config], target: float) -> dict
         return {}
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, strict=True))
-        if any(None in (*row, *row.values()) or not row.keys() >= {*COLUMNS} for row in rows):
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+        if not {*COLUMNS} <= {*(reader.fieldnames or ())} or any(
+            None in (*row, *row.values()) for row in rows
+        ):
             raise ValueError("a row lacks a column, or has too many")
+        for column in NUMBERS:
+            [float(value) for row in rows for value in row[column].split()]  # raises for what is no number
         table = {(row["name"], int(row["seed"])): row for row in rows}
     except (csv.Error, ValueError) as error:
         raise UserError(f"{path} is damaged, or of another version: {error}") from None
@@ -127,8 +138,8 @@ def train_seed(folder: Path, config: Config, sweep: Sweep) -> Row:
             row = make_row(name, config, sweep.target, run.metrics, run.device)
         except DivergedError as error:
             row = make_row(name, config, sweep.target) | {"error": str(error)}
-        except UsageError:  # a mistake in the sweep's own arguments
-            raise
+        except UsageError as error:  # a mistake in the sweep's own arguments, or a folder of other settings
+            raise UsageError(f"{folder}: {error}") from None
         except Exception as error:
             traceback.print_exc(file=log)
             raise UserError(f"{folder}: {describe(error)}; {folder}.log has more; {CONTINUE}") from None

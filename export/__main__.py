@@ -71,9 +71,9 @@ def main() -> int:
     parser.add_argument("--data-path", metavar="DIR", help=DATA_PATH_HELP)
     args = parser.parse_args()
     trained, status = load_trained(args.weights or "", args.data_path or ""), 0
-    model, dataset = trained.model.double(), trained.dataset  # exact; so the comparison is not by float32
+    model, dataset = trained.model.double(), trained.dataset  # so PyTorch's results have no rounding
     formats = [name for name in FILES if name != "web" or dataset == MNIST]
-    if unknown := ", ".join(set(args.formats) - set(formats)):
+    if unknown := ", ".join(sorted(set(args.formats) - set(formats))):
         raise UsageError(f"argument FORMAT: {dataset.name} has {', '.join(formats)}, not {unknown}")
     print(f"Weights: {trained}")
     images, labels = load_test(dataset)

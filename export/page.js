@@ -196,7 +196,7 @@ function resampling(n, m) {
     : Math.max(0, 1 - Math.abs(clip((i + 0.5) * each - 0.5, 0, n - 1) - j))));
 }
 
-/** Return what MNIST would make of a digit and its ink in a box: 28 × 28, row by row, 0 to 255. */
+/** Return what MNIST would make of a digit and its ink in a box: 28 × 28, row by row, 0 to 255, and how tall it is. */
 function centre({ left, top, right, bottom, ink }, side) {
   const across = new Float64Array(right - left), down = new Float64Array(bottom - top);  // the strong ink
   down.forEach((_, y) => across.forEach((_, x) => {
@@ -220,7 +220,7 @@ function centre({ left, top, right, bottom, ink }, side) {
   const cy = sum(masses.map((m, y) => m * y)) / mass;
   const cx = sum(digit.map((row) => sum(row.map((value, x) => value * x)))) / mass;
   const y0 = clip(round(14 - cy + 1e-6), 0, 28 - height), x0 = clip(round(14 - cx + 1e-6), 0, 28 - width);
-  const picture = new Uint8Array(28 * 28);
+  const picture = Object.assign(new Uint8Array(28 * 28), { tall: h });
   digit.forEach((row, y) => picture.set(row.map((value) => round(255 * value)), (y0 + y) * 28 + x0));
   return picture;
 }
@@ -237,7 +237,8 @@ function prepare(drawing, side) {
 
 const SIDE = 200;     // pixels of the drawing that is read; the one that is shown has the screen's
 const PEN = 0.075;    // the pen's width; this and all positions are shares of the drawing area's side
-const UNSURE = 0.88, SOLID = 0.65, APART = 2;  // unsure: a lower probability, more ink in its box, parts farther apart
+// Unsure: a lower probability, more ink in the box around it, parts farther apart, another digit so many times as tall.
+const UNSURE = 0.88, SOLID = 0.65, APART = 2, TALLER = 1.8;
 const NUDGE = 0.025;  // how far an arrow key moves the pen
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -311,7 +312,9 @@ function showReading(lines) {
   const found = lines.map((line) => line.map((picture) => network(picture).map(Math.exp)));
   const best = (shares) => shares.indexOf(largest(shares));
   const number = found.map((line) => line.map(best).join("")).join(" ");
-  const isUnsure = (shares, i) => largest(shares) < UNSURE || isDoubtful(pictures[i]);
+  const tallest = largest(pictures.map((picture) => picture.tall));
+  const isUnsure = (shares, i) =>
+    largest(shares) < UNSURE || isDoubtful(pictures[i]) || tallest > TALLER * pictures[i].tall;
   const digits = found.flat().map((shares, i) => ({ shares, unsure: isUnsure(shares, i) }));
   digits.sort((a, b) => b.unsure - a.unsure || largest(a.shares) - largest(b.shares));
   const least = digits[0]?.shares;

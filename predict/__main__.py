@@ -20,16 +20,16 @@ from datasets import MNIST, Dataset
 from datasets.folder import ENOUGH, fit_to_28x28
 from pictures import LONGEST_SIDE, SIDE, Bytes, Floats, border, read, round_half_up, to_bytes
 from predict.components import Box, dilate, label
+from predict.ink import SOLID
 from predict.prepare import Digit, read_digits
 from runtime.arguments import Parser
 from runtime.errors import UsageError, UserError, printable, run_command
 from runtime.files import replace_file
 from trained import Trained, load_trained
 
-UNSURE = 0.88  # a digit of a lower confidence is unsure, as are these:
-SOLID = 0.65  # more ink in the box around it: a blot
+UNSURE = 0.88  # a digit of a lower confidence is unsure; so is a blot, by SOLID, and these:
 APART = 2  # its parts are farther apart than twice this, in pixels of its image
-UNEVEN = 1.8  # another digit of the number is so many times as tall
+TALLER = 1.8  # another digit of the number is so many times as tall
 LONGEST, CELL, LINE = 448, 4 * SIDE, 14  # pixels: --save's picture, an enlarged image, the text above it
 
 
@@ -113,7 +113,7 @@ def predict(trained: Trained, lines: list[list[Digit]]) -> tuple[Answer, list[An
     tallest = max(digit.box.bottom - digit.box.top for digit in digits)
     answers = []
     for digit, (first, second), (best, next_best) in zip(digits, confidences, labels, strict=True):
-        unsure = not first >= UNSURE or tallest > UNEVEN * (digit.box.bottom - digit.box.top)  # or NaN
+        unsure = not first >= UNSURE or tallest > TALLER * (digit.box.bottom - digit.box.top)  # or NaN
         unsure |= trained.dataset.digit_like and is_doubtful(digit.image)
         answers.append(Answer(classes[best], first, classes[next_best], second, unsure, digit.box))
     if len(answers) == 1:

@@ -12,7 +12,7 @@ from predict.paper import REDUCED, shrink
 from runtime.errors import UserError
 
 MIN_CONTRAST = 0.1  # of the way from black to white
-STRONG = 0.395  # share of the strongest ink: a stroke
+STROKE = 0.395  # share of the strongest ink: a stroke
 LOW, HIGH = 0.15, 0.85  # of the strongest ink: below is paper, above is stroke
 UNEVEN, FRAMED = 0.3, 0.9  # share of the border that isn't paper: the light is uneven; strong: a frame
 WINDOW = 21  # pixels of a reduced picture: the window of the median
@@ -73,15 +73,15 @@ def find_ink(rgb: Floats, sheet: Mask) -> Floats:
     A blank one raises ``UserError``.
     """
     ink = distance(rgb, np.median(border(rgb), axis=0))
-    if (ink >= STRONG * ink.max()).mean() > 0.5:
+    if (ink >= STROKE * ink.max()).mean() > 0.5:
         ink = distance(rgb, np.median(rgb, axis=(0, 1)))
     outer = border(ink)
-    uneven = (outer > LOW * ink.max()).mean() > UNEVEN and (outer >= STRONG * ink.max()).mean() < FRAMED
+    uneven = (outer > LOW * ink.max()).mean() > UNEVEN and (outer >= STROKE * ink.max()).mean() < FRAMED
     if (uneven or not sheet.all()) and min(ink.shape) >= REDUCED:
         ink = distance(rgb, local_background(rgb))
     if not ink.max() >= MIN_CONTRAST:
         raise UserError("it is blank: nothing in it stands out from the background")
-    strong = ink >= STRONG * ink.max()
+    strong = ink >= STROKE * ink.max()
     scraps = find_scraps(strong, sheet)
     ink = erase(ink, scraps, strong & ~scraps, 1 + math.floor(BLUR * max(ink.shape)))
     return np.asarray(np.clip((ink / ink.max() - LOW) / (HIGH - LOW), 0, 1))

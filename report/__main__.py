@@ -40,7 +40,7 @@ def fill_page(run: Run, counts: Tensor, **values: Any) -> bytes:
 
 def make_report(trained: Trained) -> tuple[dict[str, bytes], str]:
     """Evaluate a run's best weights. Return the report's files by name, and a line on the result."""
-    from matplotlib import style  # which training doesn't need
+    from matplotlib import style  # here, so that a missing package is one line
 
     from report import figures
 

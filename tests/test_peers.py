@@ -138,5 +138,5 @@ def test_a_mistake_is_one_line() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert (done.returncode, done.stderr) == (
         2,
-        "peers.py: error: arguments --seeds, --runs-per-gpu: must be at least 1\n",
+        "peers.py: error: argument --seeds: must be at least 1\n",
     )

@@ -250,7 +250,7 @@ def test_an_accuracy_chosen_on_the_test_set_is_called_optimistic(best: int) -> N
     text = read_stub_page("test", best)
     assert "8,999 of the 10,000 test images right (95% confidence interval: 89.39% to 90.56%)" in text
     assert "chosen by its accuracy on these same images, so the figure is optimistic." in text
-    assert "metrics.csv has 90.00% for this epoch." in text  # not 89.99%
+    assert "The training measured 90.00% for this epoch." in text  # not 89.99%
     last = "It is also the last epoch." if best == 3 else "The last epoch, 3, has 43.00% on the test set."
     assert last in text
     assert "held" not in text

@@ -22,7 +22,7 @@ pytest.importorskip("matplotlib")
 from benchmarks import sweep
 from benchmarks.arguments import parse_sweep, sweep_name
 from benchmarks.summary import Row
-from config import DEFAULT, ORIGINAL, RECIPES, Config, Options, parse_args
+from config import BEST, DEFAULT, ORIGINAL, RECIPES, Config, Options, parse_args
 from main import train_run
 from runtime.errors import DivergedError, UsageError, UserError
 
@@ -87,7 +87,10 @@ def test_names_are_short_and_differ() -> None:
     names += [sweep_name(replace(pictures, lr=0.1), "/a"), sweep_name(replace(DEFAULT, lr=0.1), "/a")]
     assert sweep_name(replace(DEFAULT, lr=0.1), "/b") == names[-1]
     assert len(set(names)) == len(names)
-    assert all(name.isascii() and len(name) < 100 and "/" not in name for name in names)
+    many = replace(BEST, recipe="original", lr=0.123456789, limit_train_batches=9999)
+    names += [sweep_name(replace(many, weight_decay=decay), "/a") for decay in (0.1, 0.2)]
+    assert len(set(names)) == len(names)
+    assert all(name.isascii() and len(name) < 200 and "/" not in name for name in names)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,10 @@ def test_names_are_short_and_differ() -> None:
         ("--grid dropout=0.1,2", "--dropout"),
         ("--grid dataset=mnist,kmnist", "dataset"),
         ("--grid=", "--grid"),
-        ("--seeds 0", "--seeds"),
+        ("--grid lr=0.1 --grid lr=0.1\u00a0lr=0.2", "lr"),
+        ("--seeds 0", "argument --seeds: must be at least 1"),
+        ("--jobs -1", "argument --jobs: must be at least 0"),
+        ("--address somehost", "--address: must be HOST:PORT, not somehost"),
         ("--jobs 2 --address 127.0.0.1:1", "--jobs|--address"),
         ("--seed 3", "--seed"),
         ("--target-accuracy 99", "--target-accuracy"),
@@ -182,6 +188,8 @@ def test_rows_of_other_settings_stay_and_do_not_count(
     "old, new",
     [
         (",9", ",9,"),  # a column more
+        ("last", "first"),  # no column "last"
+        (",99.4,", ",99.4,x"),  # no number
         ("seed", "epoch"),  # another table
         ("\noriginal", "\n\xff"),  # not text: written as Latin-1
     ],
@@ -336,9 +344,9 @@ def test_a_log_takes_any_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_missing_packages_are_named_before_any_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "scipy", None)
     for name in ("summary", "sweep"):
         monkeypatch.delitem(sys.modules, f"benchmarks.{name}")
         monkeypatch.delattr(f"benchmarks.{name}")
-    with pytest.raises(SystemExit, match=r"^error: .*matplotlib.*: pip install matplotlib$"):
+    with pytest.raises(SystemExit, match=r"^error: .*scipy.*: pip install scipy$"):
         importlib.import_module("benchmarks.sweep")

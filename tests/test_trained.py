@@ -194,6 +194,7 @@ OTHER: dict[str, Callable[[dict[str, Any]], Any]] = {
     "nothing": lambda m: {},
     "a layer missing": lambda m: {name: value for name, value in m.items() if name != WEIGHT},
     "a layer too many": lambda m: m | {"more": torch.zeros(1)},
+    "weights of integers": lambda m: {name: value.int() for name, value in m.items()},
     "another shape": lambda m: m | {WEIGHT: torch.zeros(10, 1, 5, 5)},
     "text for a layer": lambda m: m | {WEIGHT: "weights"},
     "a number for the network": lambda m: {"model": 3},

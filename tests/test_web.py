@@ -19,6 +19,7 @@ from datasets import MNIST, load_mnist
 from export.network import write_page
 from pictures import colors, decode
 from predict import __main__ as command
+from predict import ink
 from predict.prepare import read_digits
 from runtime.errors import UserError
 from trained import load_trained
@@ -201,11 +202,12 @@ def test_a_number_and_what_is_unsure(page: Any) -> None:
 
 @pytest.mark.slow
 def test_unsure_is_what_predict_calls_so(page: Any) -> None:
-    assert page.execute_script("return [UNSURE, SOLID, APART]") == [
-        command.UNSURE,
-        command.SOLID,
-        command.APART,
-    ]
+    thresholds = page.execute_script("return [UNSURE, SOLID, APART, TALLER]")
+    assert thresholds == [command.UNSURE, ink.SOLID, command.APART, command.TALLER]
+    heights = "return prepare(arguments[0], arguments[1]).flat().map((digit) => digit.tall)"
+    drawing = np.zeros((200, 200), dtype=int)
+    drawing[50:90, 40:48] = drawing[54:86, 120:128] = 255
+    assert page.execute_script(heights, drawing.ravel().tolist(), 200) == [40, 32]
 
 
 @pytest.mark.slow
