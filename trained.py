@@ -50,6 +50,8 @@ def load_trained(file: str | Path = "", data_path: str = "") -> Trained:
     """
     path = Path(file or INCLUDED)
     path = path / "best.pt" if path.is_dir() else path
+    if not path.exists():
+        raise UserError(f"{path} is missing: name a file of weights, or the folder of a run")
     try:
         content = load_tensors(path)
     except UserError as error:

@@ -54,7 +54,7 @@ def figures(rows: list[Row], target: float, first: list[Row] | None = None) -> d
         below = f"{mean(top) - average:.3f} ± {math.hypot(error, standard_error(top)):.3f}"
         inference["below the first, ± standard error"] = NONE if first is rows else below
     diverged = sum(row["error"] != "" for row in rows)
-    if diverged:
+    if diverged or count < 2:
         inference = dict.fromkeys(inference, NONE)
     cells = {
         "n": str(len(rows) - diverged),

@@ -6,7 +6,9 @@ Each run goes to the end of its schedule, so the reported accuracy is not cherry
 import csv
 import logging
 import os
+import shlex
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -67,6 +69,7 @@ def complete_table(
                 print(f"{name} seed-{seed}: {result} ({number} of {len(missing)} runs)", flush=True)
         except KeyboardInterrupt as stop:
             raise type(stop)(CONTINUE) from None
+    print(f"The rows are in {path}", flush=True)
     return {name: [table[name, seed] for seed in seeds] for name in configs}
 
 
@@ -167,6 +170,8 @@ def start_ray(sweep: Sweep) -> Any:
         else:
             options |= {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
             options |= {"num_cpus": sweep.jobs or None, "object_store_memory": 100 << 20}
+            if " " in sys.executable:  # Ray starts its workers by a shell
+                options["runtime_env"]["py_executable"] = shlex.quote(sys.executable)
         ray.init(sweep.address or "local", **options)
     except Exception as error:
         solution = "start the cluster first" if sweep.address else "add --jobs 1, which needs no Ray"

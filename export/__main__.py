@@ -74,7 +74,9 @@ def main() -> int:
     model, dataset = trained.model.double(), trained.dataset  # so PyTorch's results have no rounding
     formats = [name for name in FILES if name != "web" or dataset == MNIST]
     if unknown := ", ".join(sorted(set(args.formats) - set(formats))):
-        raise UsageError(f"argument FORMAT: {dataset.name} has {', '.join(formats)}, not {unknown}")
+        raise UsageError(
+            f"argument FORMAT: must be of {', '.join(formats)} for {dataset.name}, not {unknown}"
+        )
     print(f"Weights: {trained}")
     images, labels = load_test(dataset)
     expected = trained.log_probs(images.double())

@@ -287,7 +287,7 @@ def test_another_data_set_takes_its_own_classes_mean_and_deviation(
 
 
 def test_web_page_is_refused_for_another_data_set(export: Export, things: Path) -> None:
-    with pytest.raises(UsageError, match="FORMAT: folder has onnx, c, c-int8, not web"):
+    with pytest.raises(UsageError, match="FORMAT: must be of onnx, c, c-int8 for folder, not web"):
         export("web", "--weights", things, "--data-path", things / "pictures")
     assert not (things / "net.html").exists()
 
@@ -296,7 +296,7 @@ def test_web_page_is_refused_for_another_data_set(export: Export, things: Path) 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["c", "pdf"], 2, "argument FORMAT: mnist has onnx, c, c-int8, web, not pdf"),
+        (["c", "pdf"], 2, "argument FORMAT: must be of onnx, c, c-int8, web for mnist, not pdf"),
         (["--weight=x"], 2, "unrecognized arguments: --weight=x"),
         (["--weights", __file__], 1, f"{__file__} is refused"),
         (["--help"], 0, ""),

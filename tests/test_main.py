@@ -483,7 +483,7 @@ def test_test_only_evaluates_weights(
     assert f"Accuracy: {right}/1000 ({right / 10:.2f}%)\n" in out
     call("--test-only", "--device", "cpu", "--data-path", "somewhere")
     assert capsys.readouterr().err == "warning: --data-path is not used: MNIST is included\n"
-    with pytest.raises(OSError, match="No such file"):
+    with pytest.raises(UserError, match=r"missing\.pt is missing: name a file of weights"):
         call("--test-only", "--weights", "missing.pt")
     assert list(tmp_path.iterdir()) == []
 

@@ -253,7 +253,9 @@ def test_without_a_file_it_is_the_included_network(tmp_path: Path, monkeypatch: 
     (tmp_path / "runs" / "newest").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert load_trained().path == ROOT / "weights" / "best.pt"
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(
+        UserError, match=r"best\.pt is missing: name a file of weights, or the folder of a run"
+    ):
         load_trained("runs/newest")
 
 
