@@ -69,7 +69,7 @@ class Run:
 
     @property
     def reached(self) -> bool:
-        """Whether the target accuracy is reached. Only the latest epoch can have: training stops there."""
+        """Whether the target accuracy is reached: by the latest epoch, as training then stops."""
         target = self.config.target_accuracy
         return bool(target and self.metrics and self.metrics[-1].eval_accuracy >= target)
 
@@ -131,7 +131,7 @@ def open_run(
             run = load_run(folder / "last.pt")
             if dataset != replace(run.dataset, path=dataset.path):  # hashes, too
                 raise UserError(f"--data-path {dataset.path}: not the data that {folder} was trained on")
-            load_run(folder / "last.pt", parts)  # only after the check: they fit no other data
+            load_run(folder / "last.pt", parts)  # now: the states may not fit other data
             run.dataset, run.device, run.versions = dataset, str(device), versions()
         else:
             run = Run(folder, config, dataset, str(device), versions())
@@ -142,14 +142,14 @@ def open_run(
             if options.dry_run:
                 raise
             command = f"python main.py --resume {shlex.quote(str(folder))}"
-            raise type(stop)(f"to continue: {command}") from None  # SIGTERM raises a subclass
+            raise type(stop)(f"to continue: {command}") from None  # or Terminated, its subclass for SIGTERM
 
 
 def save_run(run: Run, parts: Mapping[str, Any]) -> None:
     """Write last.pt, which --resume reads; then best.pt; then metrics.csv.
 
-    best.pt is last.pt without the states of ``parts``. It has the weights of the best epoch, and the metrics
-    of all epochs. So it is written after every epoch, not only after a better one.
+    best.pt is last.pt without the states of ``parts``. Both have the weights of the best epoch so far, and
+    the metrics of all epochs, so both are written after every epoch; before the first, there is no best.pt.
     """
     content = {"format": FORMAT} | {name: value for name, value in asdict(run).items() if name != "folder"}
     training = {name: part.state_dict() for name, part in parts.items()}

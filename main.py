@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 
-if getattr(sys.flags, "safe_path", False):  # it hides the modules beside this file
+if getattr(sys.flags, "safe_path", False):  # it stops imports from this folder
     sys.exit("main.py: error: unset PYTHONSAFEPATH, and leave out -P")
 
 import torch
@@ -64,7 +64,7 @@ def run_epoch(
         ema=ema,
         ema_decay=config.model_ema_decay,
     )
-    if config.schedule_interval == "epoch":  # catch up: the scheduler counts batches
+    if config.schedule_interval == "epoch":  # as in the notebook: its steps at once
         for _ in range(len(train_loader)):
             scheduler.step()
     split, name = ("holdout", "Held-out images") if config.holdout else ("test", "Test set")

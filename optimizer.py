@@ -36,7 +36,7 @@ def make_optimizer(model: nn.Module, config: Config, total_steps: int) -> tuple[
         weight_decay=config.weight_decay,
         fused=next(model.parameters()).device.type in ("cpu", "cuda"),
     )
-    num_groups = len(optimizer.param_groups)  # SGD has one; Muon has another for the weights of convolutions
+    num_groups = len(optimizer.param_groups)  # SGD has one. Muon has a second: that of the lists below
     steps = max(total_steps, 3)  # with 2, OneCycleLR divides by zero after the second
     scheduler = OneCycleLR(
         optimizer,
@@ -58,7 +58,7 @@ class Muon(SGD):
 
     Weights of convolutions and linear layers are trained by Muon, all other parameters by SGD with momentum.
     A weight (outputs, inputs, k, k) is the matrix (outputs, inputs·k·k). Matrices have the peak learning rate
-    ``MUON_LR``, Nesterov momentum ``MUON_MOMENTUM`` and no weight decay. The arguments are for SGD.
+    ``MUON_LR``, Nesterov momentum ``MUON_MOMENTUM`` and no weight decay.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], **options: Any) -> None:

@@ -104,7 +104,7 @@ class DeviceLoader:
         for index in torch.split(order, self.batch_size)[: len(self)]:
             images = self.images.index_select(0, index)[:, None].float()
             if config.rotation or config.translation or config.scale:
-                # The sixth number is unused. Without it, earlier results couldn't be repeated.
+                # Five are used. They are six, so that earlier results can be repeated.
                 draws = torch.rand(len(index), 6, generator=generator, device=device) * 2 - 1
                 images = affine(
                     images,
