@@ -142,7 +142,7 @@ def train_seed(folder: Path, config: Config, sweep: Sweep) -> Row:
         except DivergedError as error:
             row = make_row(name, config, sweep.target) | {"error": str(error)}
         except UsageError as error:  # a mistake in the sweep's own arguments, or a folder of other settings
-            raise UsageError(f"{folder}: {error}") from None
+            raise UsageError(f"{folder}: {error}" if resume else str(error)) from None
         except Exception as error:
             traceback.print_exc(file=log)
             raise UserError(f"{folder}: {describe(error)}; {folder}.log has more; {CONTINUE}") from None
