@@ -377,4 +377,7 @@ def test_closed_input_full_disk_and_missing_weights_are_one_line_each() -> None:
     assert [line[:18] for line in done.stderr.splitlines()[1:]] == ["predict: error: -:"]
     done = run("--weights", "missing.pt", SEVEN, stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "predict: error: missing.pt is missing: name a file of weights, or the folder of a run\n"
+    assert (
+        done.stderr
+        == "predict: error: missing.pt is missing: name a file of weights, or the folder of a run\n"
+    )
