@@ -1,5 +1,6 @@
 """The command line of a sweep, and the names of its settings."""
 
+import argparse
 import hashlib
 import itertools
 import os
@@ -54,10 +55,11 @@ def combinations(grid: str) -> list[tuple[str, ...]]:
 def parse_sweep(argv: Sequence[str] | None = None) -> Sweep:
     """Read the command line of a sweep: its own flags, and those of ``main.py`` for the runs."""
     parser = Parser("python -m benchmarks.sweep", "Train seeds 1 to N. Takes most flags of main.py too.")
+    parser.argument_default = argparse.SUPPRESS
     add_flags(parser, Sweep(), ["output_dir", "seeds", "target", "grid", "runs_per_gpu"])
     add_flags(parser.add_mutually_exclusive_group(), Sweep(), ["jobs", "address"])
     args, rest = parser.parse_known_args(argv)
-    sweep = Sweep(**{name: value for name, value in vars(args).items() if value is not None})
+    sweep = Sweep(**vars(args))
     common = ["--holdout=10000", *rest] if sweep.grid else rest
     parsed = [
         parse_settings([*common, *flags]) for flags in (combinations(sweep.grid) if sweep.grid else [()])

@@ -4,6 +4,7 @@ The peers are the original's settings in a conventional pipeline, and a network 
 that of tuomaso/train_mnist_fast, with schedules of one, two, four and eight epochs.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -127,9 +128,9 @@ def main() -> None:
         return print(json.dumps(run(name, int(seed), device)))
     parser = Parser("python -m benchmarks.peers", "Train this project's recipes and their peers in turn.")
     default = Sweep(output_dir="runs/peers", seeds=3)
+    parser.argument_default = argparse.SUPPRESS
     add_flags(parser, default, ["output_dir", "seeds", "device"])
-    args = vars(parser.parse_args())
-    sweep = replace(default, **{name: value for name, value in args.items() if value is not None})
+    sweep = replace(default, **vars(parser.parse_args()))
     select_device(sweep.device)  # a wrong one ends the command here
     path = Path(sweep.output_dir) / "peers.csv"
 

@@ -73,11 +73,15 @@ def crop_to_sheet(rgb: Floats) -> tuple[Floats, Mask, tuple[int, int]]:
     Returns the colours of the sheet, where in them the sheet is, (H', W'), and their left and top in ``rgb``.
     Without a sheet, or with several, it is the whole picture.
     """
-    small, sheets = shrink(rgb), list[Mask]()
-    away = distance(small, np.median(border(small), axis=0))
-    for cut in CUTS if min(rgb.shape[:2]) >= REDUCED else ():
-        strong = away >= cut * away.max()
-        sheets = sheets or [sheet for mask in (strong, ~strong) for sheet in find_sheets(mask, away, small)]
+    sheets: list[Mask] = []
+    if min(rgb.shape[:2]) >= REDUCED:
+        small = shrink(rgb)
+        away = distance(small, np.median(border(small), axis=0))
+        for cut in CUTS:
+            strong = away >= cut * away.max()
+            sheets = [sheet for mask in (strong, ~strong) for sheet in find_sheets(mask, away, small)]
+            if sheets:
+                break
     if len(sheets) != 1:
         return rgb, np.ones(rgb.shape[:2], dtype=np.bool_), (0, 0)
     inside = Image.fromarray(~dilate(~sheets[0], 1))  # without its edge
